@@ -1,0 +1,42 @@
+# Two commands do everything on a machine with Python >= 3.10, make and git:
+#   make bench   environment, main job, table and pictures
+#   make test    environment, lint, types, tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: bench test lint types tests docs digits clean
+
+bench: $(READY)
+	$(BIN)/sdekit bench
+
+test: lint types tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+tests: $(READY)
+	$(BIN)/pytest
+
+docs: $(READY)
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+digits: $(READY)
+	$(BIN)/python benchmarks/train_digits.py
+
+# torch first and by its exact version: a range could bring a build with gigabytes of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,docs,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) docs/_build docs/_generated results
