@@ -1,0 +1,52 @@
+"""sdekit: solve the differential equations of diffusion models, and know how wrong each answer is."""
+
+from . import grids
+from .affine import AffineSDE
+from .brownian import GridPath, IndependentNoise
+from .coordinates import Coordinates, Native, Noise
+from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
+from .sampling import sample, solve
+from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
+from .solution import Solution, SolveError, Stats
+from .solvers.langevin import PredictorCorrector
+from .solvers.registry import Method, Solver, methods
+from .solvers.rk import RungeKutta, Tableau
+from .solvers.scheme import Scheme
+from .solvers.stochastic import Churn, EulerMaruyama, ReverseDiffusion
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "AffineSDE",
+    "Churn",
+    "Coordinates",
+    "CosineVP",
+    "DiscreteVP",
+    "EulerMaruyama",
+    "ForwardSDE",
+    "GridPath",
+    "IndependentNoise",
+    "Method",
+    "Native",
+    "Noise",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "RectifiedFlow",
+    "ReverseDiffusion",
+    "ReverseSDE",
+    "RungeKutta",
+    "Scheme",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "Stats",
+    "SubVP",
+    "Tableau",
+    "grids",
+    "methods",
+    "sample",
+    "solve",
+]

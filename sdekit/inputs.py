@@ -1,0 +1,257 @@
+"""What a solve is asked to do, checked at the door: state, method, grid and tolerances."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .affine import AffineSDE
+from .coordinates import Native
+from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
+from .solvers.registry import Solver, methods
+from .solvers.view import Problem, View
+
+Array = NDArray[np.float64]
+
+# A tolerance closer to zero than this many round-off units cannot be told from round-off.
+_RESOLUTION = 50
+
+
+def check_problem(problem: Problem) -> None:
+    """Refuse what is not a backward problem."""
+    if not isinstance(problem, ProbabilityFlow | ReverseSDE):
+        raise TypeError(
+            f"problem is a {type(problem).__name__}; pass process.probability_flow(model) or "
+            "process.reverse(model, eta)"
+        )
+
+
+def check_state(x: Tensor) -> None:
+    """Refuse a state that is not a batch in float32 or float64."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; it must be a torch tensor")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"x has dtype {x.dtype}; the solver's state is float32 or float64 (the denoiser may "
+            "work in another dtype inside)"
+        )
+    if x.ndim < 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; it must be a batch (B, *event), such as "
+            f"({x.shape[0] if x.ndim else 1}, 1)"
+        )
+
+
+def named_solver(method: str | Solver) -> Solver:
+    """Resolve a method name; a composed solver is returned as it is.
+
+    Raises:
+        TypeError: If the method is neither a name nor a `Solver`.
+        ValueError: If the name is unknown.
+    """
+    if isinstance(method, str):
+        return methods()[method].solver
+    if isinstance(method, Solver):
+        return method
+    raise TypeError(
+        f"method is a {type(method).__name__}; pass a name from sdekit.methods() or a Solver"
+    )
+
+
+def choose_solver(
+    method: str | Solver | None, *, flow: bool, affine: bool, adaptive: bool
+) -> Solver:
+    """Resolve a method name, or take the default one.
+
+    Args:
+        method: Name, composed solver, or ``None`` for the default.
+        flow: Whether the problem is a probability flow, not a reverse SDE.
+        affine: Whether the process is affine.
+        adaptive: Whether a tolerance is given.
+
+    Raises:
+        TypeError: If the method is neither a name nor a `Solver`.
+        ValueError: If the name is unknown or the method does not fit the problem.
+    """
+    if method is None:
+        method = ("dopri5" if adaptive else "heun") if flow else "euler_maruyama"
+        method += "" if affine else "_t"
+    solver = named_solver(method)
+    name, scheme = repr(method) if isinstance(method, str) else "this solver", solver.scheme
+    if flow and scheme.solves != "flow":
+        raise ValueError(
+            f"{name} integrates reverse SDEs; use process.reverse(model, eta), or a method of the "
+            "probability flow such as 'heun'"
+        )
+    if not flow and scheme.solves != "sde":
+        raise ValueError(
+            f"{name} integrates the probability flow; use process.probability_flow(model), or a "
+            "method of reverse SDEs such as 'euler_maruyama'"
+        )
+    if not affine and (scheme.affine_only or not isinstance(solver.coordinates, Native)):
+        raise ValueError(
+            f"{name} needs an affine process, whose noise level and scale it works with; for a "
+            "general SDE take a method in its own time, such as 'heun_t' or 'euler_maruyama_t'"
+        )
+    if adaptive and not scheme.adaptive:
+        able = [key for key, entry in methods().items() if entry.solver.scheme.adaptive]
+        raise ValueError(
+            f"{name} has no error estimate, so it cannot meet rtol; give steps=, or take "
+            f"one of {', '.join(able)}"
+        )
+    return solver
+
+
+def check_tolerances(rtol: float, atol: float | None, dtype: torch.dtype) -> tuple[float, float]:
+    """Return ``(rtol, atol)``; refuse what the dtype cannot resolve."""
+    resolution = _RESOLUTION * torch.finfo(dtype).eps
+    if not rtol >= resolution:
+        raise ValueError(
+            f"rtol = {rtol:g} is below what {dtype} can resolve; use rtol >= {resolution:.1e}"
+            + (", or a float64 state" if dtype == torch.float32 else "")
+        )
+    atol = rtol if atol is None else atol
+    if not 0 < atol < np.inf:
+        raise ValueError(f"atol = {atol:g}; it must be positive and finite")
+    return rtol, atol
+
+
+def resolve_grid(
+    sde: ForwardSDE,
+    solver: Solver,
+    *,
+    steps: int | None,
+    sigmas: ArrayLike | None,
+    times: ArrayLike | None,
+    adaptive: bool,
+    denoise: bool,
+    flow: bool,
+    sigma_range: tuple[float, float] | None = None,
+) -> Array:
+    """Return the grid of a solve: noise levels for an affine process, times for a general SDE.
+
+    Args:
+        sde: The forward SDE.
+        solver: The solver, whose grid is used with ``steps``.
+        steps: Number of steps.
+        sigmas: Explicit noise levels.
+        times: Explicit times.
+        adaptive: Whether a tolerance is given, so that the grid is a range with output points.
+        denoise: Whether to end with a denoising step.
+        flow: Whether the problem may also be solved towards more noise.
+        sigma_range: Range ``(sigma_max, sigma_min)`` of a grid of ``steps``; the process's if not
+            given.
+
+    Raises:
+        TypeError: If not exactly one of the three is given (with a tolerance: at most a grid).
+        ValueError: If the grid is not what it should be.
+    """
+    given = [
+        k for k, v in {"steps": steps, "sigmas": sigmas, "times": times}.items() if v is not None
+    ]
+    if len(given) > 1 or (adaptive and steps is not None) or not (given or adaptive):
+        raise TypeError(
+            f"got {' and '.join([*given, *(['rtol'] if adaptive else [])]) or 'no grid'}; give one "
+            "of steps=, sigmas=, times= for a fixed grid, or rtol= with at most a grid"
+        )
+    if not isinstance(sde, AffineSDE):
+        return _general_grid(
+            sde, steps=steps, sigmas=sigmas, times=times, denoise=denoise, flow=flow
+        )
+    if sigmas is None and times is None:
+        high, low = sigma_range or (sde.sigma_max, sde.sigma_min)
+        count = 1 if steps is None else _check_steps(steps)
+        # A denoising step is one of the steps, so the budget stays what was asked for.
+        inner = count - 1 if denoise and steps is not None else count
+        if inner == 0:
+            grid = np.array([high, 0.0])
+        elif adaptive:
+            grid = np.array([high, low])
+        else:
+            grid = solver.grid(inner, high, low, sde)
+    elif times is not None:
+        grid = sde.on_host("sigma", _as_array(times, "times"))
+    else:
+        grid = _as_array(sigmas, "sigmas")
+    _check_monotone(grid, "sigmas" if times is None else "the noise levels at times", flow=flow)
+    if denoise and grid[-1] != 0:
+        if grid[-1] > grid[0]:
+            raise ValueError("denoise=True ends at sigma = 0, but the grid increases")
+        grid = np.append(grid, 0.0)
+    positive = grid[grid > 0]
+    reached = sde.on_host("sigma", sde.on_host("time", positive))
+    if not np.allclose(reached, positive, rtol=1e-6, atol=0):
+        outside = positive[~np.isclose(reached, positive, rtol=1e-6, atol=0)][0]
+        raise ValueError(
+            f"sigma = {outside:g} is outside the range of {sde!r}, whose noise level reaches from "
+            f"{float(sde.on_host('sigma', 0.0)):g} to {sde.sigma_max:g}"
+        )
+    return grid
+
+
+def _general_grid(
+    sde: ForwardSDE,
+    *,
+    steps: int | None,
+    sigmas: ArrayLike | None,
+    times: ArrayLike | None,
+    denoise: bool,
+    flow: bool,
+) -> Array:
+    if sigmas is not None or denoise:
+        raise ValueError(
+            "a general SDE has no noise level sigma, so it takes times= or steps=, and no denoising "
+            "step; describe the process as an AffineSDE if it is one"
+        )
+    if times is None:
+        return np.linspace(sde.T, sde.t_min, (1 if steps is None else _check_steps(steps)) + 1)
+    grid = _as_array(times, "times")
+    _check_monotone(grid, "times", flow=flow)
+    return grid
+
+
+def _check_steps(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+        raise TypeError(f"steps is a {type(steps).__name__}; it must be a whole number")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}; it must be at least 1")
+    return int(steps)
+
+
+def _as_array(values: ArrayLike | None, name: str) -> Array:
+    if isinstance(values, Tensor):
+        values = values.numpy(force=True)
+    array = np.array(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"{name} has shape {array.shape}; it must be a sequence of at least two")
+    return array
+
+
+def _check_monotone(grid: Array, name: str, *, flow: bool) -> None:
+    if np.isnan(grid).any() or (grid < 0).any():
+        bad = grid[np.isnan(grid) | (grid < 0)][0]
+        raise ValueError(f"{name} contains {bad:g}; every value must be a number >= 0")
+    steps = np.diff(grid)
+    if (steps < 0).all() or (flow and (steps > 0).all() and grid[0] > 0):
+        return
+    if flow and (steps > 0).all():
+        raise ValueError(f"{name} starts at 0, where the flow is singular; start above 0")
+    order = "strictly decreasing" + (" (or strictly increasing, towards noise)" if flow else "")
+    at = int(np.argmax(steps >= 0))
+    raise ValueError(
+        f"{name} must be {order}; found {grid[at]:g} followed by {grid[at + 1]:g} at position {at}"
+    )
+
+
+def check_start(view: View, grid: Array) -> None:
+    """Refuse a start that the coordinates cannot represent, such as ``σ = ∞`` in `Noise`."""
+    with np.errstate(all="ignore"):
+        start = view.tau(grid[:1])
+    if not np.isfinite(start).all():
+        raise ValueError(
+            f"{view.symbol} = {grid[0]:g} cannot be represented in these coordinates; start at a "
+            "finite noise level, such as sigmas=sdekit.grids.karras(n, 80.0, 0.002), or take a "
+            "method in the process's own time, such as 'heun_t'"
+        )

@@ -1,0 +1,242 @@
+"""The front door: `solve` a backward problem, `sample` from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .affine import AffineSDE
+from .brownian import IndependentNoise, NoiseSource
+from .inputs import (
+    check_problem,
+    check_start,
+    check_state,
+    check_tolerances,
+    choose_solver,
+    named_solver,
+    resolve_grid,
+)
+from .sde import Model, ProbabilityFlow
+from .solution import Solution, Stats
+from .solvers.adaptive import AdaptiveRK
+from .solvers.fixed import integrate_fixed
+from .solvers.registry import Solver
+from .solvers.rk import RungeKutta
+from .solvers.view import AffineView, GeneralView, Problem, View
+
+Array = NDArray[np.float64]
+
+
+def solve(
+    problem: Problem,
+    x: Tensor,
+    *,
+    method: str | Solver | None = None,
+    steps: int | None = None,
+    sigmas: ArrayLike | None = None,
+    times: ArrayLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    denoise: bool = False,
+    seed: int | Sequence[int] | None = None,
+    noise: NoiseSource | None = None,
+    trajectory: bool = False,
+    max_nfe: int = 100_000,
+    progress: bool = False,
+) -> Solution:
+    """Solve a probability flow or a reverse SDE.
+
+    Where to step is said by one of ``steps`` (the method's own grid, from the process's
+    ``sigma_max`` to its ``sigma_min``), ``sigmas`` and ``times`` (an explicit grid). With ``rtol``
+    the method chooses its steps; a grid then gives the range and the points of the trajectory.
+
+    Args:
+        problem: ``process.probability_flow(model)`` or ``process.reverse(model, eta)``.
+        x: State of the process at the grid's first point, ``(B, *event)``, float32 or float64; the
+            solve keeps its dtype and device.
+        method: A name from `sdekit.methods` or a composed `Solver`. The default is ``"heun"`` on
+            a fixed grid, ``"dopri5"`` with a tolerance, ``"euler_maruyama"`` for a reverse SDE;
+            for a general SDE the same in its own time, with ``"_t"`` at the end.
+        steps: Number of steps, a denoising one included.
+        sigmas: Strictly decreasing noise levels, for affine processes; for a flow also increasing.
+            The last may be 0: the last step is then a denoising step.
+        times: The same in the process's time.
+        rtol: Relative tolerance per step and sample, for methods with an error estimate.
+        atol: Absolute tolerance; ``rtol`` if not given.
+        denoise: Whether to end with a denoising step ``x̂ = D(x̂, σ)`` from the lowest level.
+        seed: Seed of the noise of a stochastic method, or one seed per sample.
+        noise: Source of noise, instead of a seed.
+        trajectory: Whether to keep the states at all grid points.
+        max_nfe: Budget of network evaluations per sample of an adaptive solve.
+        progress: Whether to show a progress bar after two seconds.
+
+    Returns:
+        The `Solution`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of its range, or the method does not fit the problem.
+        SolveError: If a state becomes non-finite; the message names step, noise level and sample.
+    """
+    check_problem(problem)
+    check_state(x)
+    flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
+    adaptive = rtol is not None
+    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive)
+    grid = resolve_grid(
+        problem.sde,
+        solver,
+        steps=steps,
+        sigmas=sigmas,
+        times=times,
+        adaptive=adaptive,
+        denoise=denoise,
+        flow=flow,
+    )
+    if seed is not None and noise is not None:
+        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
+    view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
+    check_start(view, grid)
+    factor = view.factor(float(grid[0]))
+    u = x if factor == 1.0 else x / factor
+    if rtol is not None:
+        tolerances = check_tolerances(rtol, atol, x.dtype)
+        u, states, stats, complete = _adaptive(
+            view, solver, u, grid, *tolerances, max_nfe=max_nfe, progress=progress
+        )
+    else:
+        source = IndependentNoise(seed) if noise is None else noise
+        u, states = integrate_fixed(
+            view, solver.scheme, u, grid, source, save=trajectory, progress=progress
+        )
+        stats, complete = Stats(len(grid) - 1, np.full(len(x), view.nfe)), True
+    factors = [view.factor(float(level)) for level in (grid[1:] if trajectory else grid[-1:])]
+    outcome: dict[str, str] = {}
+    if not complete:
+        outcome = {
+            "status": "max_nfe",
+            "message": f"Some samples used up max_nfe = {max_nfe} evaluations before the end and are "
+            "returned where they were; raise max_nfe or loosen rtol.",
+        }
+    return Solution(
+        x=u * factors[-1],
+        nfe=int(stats.nfe_per_sample.max(initial=0)),
+        grid=grid,
+        trajectory=(
+            torch.stack([x, *(v * c for v, c in zip(states, factors, strict=True))])
+            if trajectory
+            else None
+        ),
+        stats=stats,
+        **outcome,
+    )
+
+
+def _adaptive(
+    view: View,
+    solver: Solver,
+    u: Tensor,
+    grid: Array,
+    rtol: float,
+    atol: float,
+    *,
+    max_nfe: int,
+    progress: bool,
+) -> tuple[Tensor, list[Tensor], Stats, bool]:
+    """Run the adaptive loop from grid point to grid point, then the denoising step if any."""
+    assert isinstance(solver.scheme, RungeKutta)
+    loop = AdaptiveRK(
+        view, solver.scheme.tableau, rtol=rtol, atol=atol, max_nfe=max_nfe, batch=len(u)
+    )
+    tau = view.tau(grid[grid > 0]).tolist()
+    states = []
+    for start, end in pairwise(tau):
+        u = loop.advance(u, start, end, progress=progress)
+        states.append(u)
+    work = loop.progress
+    if grid[-1] == 0:
+        assert isinstance(view, AffineView)
+        (node,) = view.nodes(view.tau(grid[-2:-1]))
+        u = view.denoise(view.unscale(node, u), node.level)
+        states.append(u)
+        work.nfe += 1
+    stats = Stats(int(work.steps.max(initial=0)), work.nfe, int(work.rejected.sum()))
+    return u, states, stats, not work.exhausted
+
+
+def sample(
+    process: AffineSDE,
+    denoiser: Model,
+    shape: tuple[int, ...],
+    *,
+    method: str | Solver | None = None,
+    steps: int | None = None,
+    sigmas: ArrayLike | None = None,
+    rtol: float | None = None,
+    eta: float = 1.0,
+    seed: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,  # noqa: ANN401
+) -> Tensor:
+    """Draw samples: start from the process's prior and solve down to the data.
+
+    A denoiser that knows the range of noise levels it was trained for (``sigma_min``,
+    ``sigma_max``) is not asked outside of it, unless ``sigmas`` does.
+
+    Args:
+        process: An affine process.
+        denoiser: Callable ``(x_hat, sigma) -> x0_hat``.
+        shape: Shape of the samples, ``(B, *event)``.
+        method: A name from `sdekit.methods` or a composed `Solver`; see `solve`.
+        steps: Number of steps.
+        sigmas: Explicit noise levels, instead of steps.
+        rtol: Tolerance, instead of steps.
+        eta: Stochasticity, for methods of the reverse SDE.
+        seed: Seed of start and noise, or one seed per sample.
+        device: Device of the samples.
+        dtype: Dtype of the solver's state, float32 or float64.
+        **options: Further arguments of `solve`.
+
+    Returns:
+        The samples, at the scale of the process where the solve ends.
+
+    Raises:
+        TypeError: If the process is not affine, or an argument is of the wrong kind.
+        ValueError: If an argument is out of its range; see `solve`.
+    """
+    if not isinstance(process, AffineSDE):
+        raise TypeError(
+            f"process is a {type(process).__name__}; sample needs an affine process, whose prior is "
+            "known. Draw a start for a general SDE yourself and call solve"
+        )
+    flow = method is None or named_solver(method).scheme.solves == "flow"
+    solver = choose_solver(method, flow=flow, affine=True, adaptive=rtol is not None)
+    grid = resolve_grid(
+        process,
+        solver,
+        steps=steps,
+        sigmas=sigmas,
+        times=None,
+        adaptive=rtol is not None,
+        denoise=bool(options.pop("denoise", False)),
+        flow=False,
+        sigma_range=(
+            min(process.sigma_max, float(getattr(denoiser, "sigma_max", np.inf))),
+            max(process.sigma_min, float(getattr(denoiser, "sigma_min", 0.0))),
+        ),
+    )
+    problem = process.probability_flow(denoiser) if flow else process.reverse(denoiser, eta)
+    # One stream for the start and then the steps: the same numbers are never used twice.
+    noise = IndependentNoise(seed)
+    start = noise.normal(torch.empty(shape, device=device, dtype=dtype))
+    std = float(process.on_host("std", process.on_host("time", grid[0])))
+    return solve(
+        problem, start * std, method=solver, sigmas=grid, rtol=rtol, noise=noise, **options
+    ).x

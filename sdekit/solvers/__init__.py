@@ -1,0 +1,1 @@
+"""Schemes, the two loops that run them, and the registry of named samplers."""

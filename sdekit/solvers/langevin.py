@@ -1,0 +1,73 @@
+"""Predictor–corrector sampling: a step of the reverse SDE, then Langevin steps at its end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..brownian import NoiseSource
+from .scheme import Array, Scheme, Step
+from .stochastic import scale_ratios
+from .view import AffineView, View
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample, shaped to multiply the batch."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+class PredictorCorrector(Scheme):
+    """A predictor for the reverse SDE with a Langevin corrector (Song et al. 2021, algorithms 4, 5).
+
+    After each step of the predictor, ``x̂ ← x̂ + ε ∇ log p + sqrt(2ε) z`` at the new noise level, with
+    ``ε = 2 α (r ‖z‖ / ‖∇ log p‖)²`` and ``α`` the squared ratio of scales over the step (1 for VE,
+    ``1 − β`` for VP). The norms are those of each sample: no sample depends on its batch, unlike in
+    the paper's code, which averages them.
+
+    For a fixed signal-to-noise ratio ``r`` the unadjusted corrector leaves a bias ``O(r²)`` that no
+    number of steps removes, and it leaves the predictor's Brownian path: no strong order is declared,
+    and the weak order holds for ``r² ∝ 1/steps``.
+
+    Args:
+        predictor: Scheme of the reverse SDE.
+        snr: Signal-to-noise ratio ``r`` of the corrector.
+        corrections: Langevin steps per predictor step.
+
+    Raises:
+        ValueError: If ``snr`` is not positive, or ``corrections`` is less than 1.
+    """
+
+    weak_order = 1.0
+    solves = "sde"
+    stochastic = True
+    affine_only = True
+
+    def __init__(self, predictor: Scheme, *, snr: float = 0.16, corrections: int = 1) -> None:
+        if not snr > 0 or corrections < 1:
+            raise ValueError(
+                f"snr = {snr}, corrections = {corrections}; a positive snr and at least one "
+                "correction are needed"
+            )
+        self.predictor = predictor
+        self.snr, self.corrections = snr, corrections
+        self.nfe_per_step = predictor.nfe_per_step + corrections
+
+    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+        """Prepare the steps of a grid."""
+        assert isinstance(view, AffineView)
+        predict = self.predictor.stepper(view, grid, noise)
+        nodes = view.nodes(view.tau(grid[1:]))
+        precision = (1 / grid[1:] ** 2).tolist()
+        alpha = (scale_ratios(view, grid) ** 2).tolist()
+        unit = (1 / view.coordinates.h(grid[1:])).tolist()
+
+        def step(n: int, u: Tensor) -> Tensor:
+            x_hat = view.unscale(nodes[n], predict(n, u))
+            for _ in range(self.corrections):
+                score = (view.denoise(x_hat, nodes[n].level) - x_hat) * precision[n]
+                z = noise.normal(x_hat)
+                size = 2 * alpha[n] * (self.snr * _norm(z) / _norm(score)) ** 2
+                x_hat = x_hat + size * score + torch.sqrt(2 * size) * z
+            return unit[n] * x_hat
+
+        return step

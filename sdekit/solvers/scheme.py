@@ -1,0 +1,70 @@
+"""The contract of a scheme: a declaration, and a step prepared from it.
+
+A scheme knows nothing of diffusion models. It declares its order and cost, and turns a view and a
+grid into a function ``step(n, u) -> u`` that the one fixed-grid loop calls.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..brownian import NoiseSource
+from .view import AffineView, View
+
+Array = NDArray[np.float64]
+Step: TypeAlias = Callable[[int, Tensor], Tensor]
+
+
+class Scheme(ABC):
+    """An integrator, declared.
+
+    Attributes:
+        order: Order on an ODE, if it integrates one.
+        strong_order: Strong order on the reverse SDE of an affine process (additive noise).
+        weak_order: Weak order on the same.
+        nfe_per_step: Network evaluations per step.
+        solves: ``"flow"`` for schemes of the probability flow, ``"sde"`` for the reverse SDE.
+        stochastic: Whether it consumes noise.
+        adaptive: Whether it carries an error estimate, and so accepts a tolerance.
+        affine_only: Whether it needs an affine process.
+    """
+
+    order: int | None = None
+    strong_order: float | None = None
+    weak_order: float | None = None
+    nfe_per_step: int = 1
+    solves: str = "flow"
+    stochastic: bool = False
+    adaptive: bool = False
+    affine_only: bool = False
+
+    @abstractmethod
+    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+        """Prepare the steps of a grid that ends above ``σ = 0``."""
+
+    def prepare(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+        """Prepare all steps of a grid.
+
+        A step to ``σ = 0`` is a denoising step in every scheme, ``x̂ = D(x̂, σ)``: it is what Euler
+        in `Noise` coordinates gives there, and no scheme of higher order is defined (Karras et al.
+        2022, algorithm 1, line 6).
+        """
+        if grid[-1] != 0:
+            return self.stepper(view, grid, noise)
+        assert isinstance(view, AffineView)
+        last = len(grid) - 2
+        step = self.stepper(view, grid[:-1], noise) if last else None
+        (node,) = view.nodes(view.tau(grid[-2:-1]))
+
+        def step_or_denoise(n: int, u: Tensor) -> Tensor:
+            if n < last and step is not None:
+                return step(n, u)
+            return view.denoise(view.unscale(node, u), node.level)
+
+        return step_or_denoise
