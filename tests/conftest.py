@@ -1,0 +1,26 @@
+"""Problems with an exact solution that the tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sdekit.distributions import Gaussian, Product
+
+torch.set_num_threads(1)  # small tensors: threads cost more than they give
+
+
+@pytest.fixture(scope="session")
+def product() -> Product:
+    """A rotated product of three two-component mixtures: eight modes, exact nonlinear flow."""
+    return Product.random(3, 2, seed=0)
+
+
+@pytest.fixture(scope="session")
+def gaussian() -> Gaussian:
+    """A Gaussian in eight dimensions with a spectrum over two decades, in a random basis."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    spectrum = np.array([2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
+    return Gaussian(rng.normal(size=8) * 0.3, (basis * spectrum) @ basis.T)
