@@ -8,6 +8,7 @@ from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
 from .sampling import sample, solve
 from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
 from .solution import Solution, SolveError, Stats
+from .solvers import rk as tableaus
 from .solvers.langevin import PredictorCorrector
 from .solvers.registry import Method, Solver, methods
 from .solvers.rk import RungeKutta, Tableau
@@ -49,4 +50,5 @@ __all__ = [
     "methods",
     "sample",
     "solve",
+    "tableaus",
 ]

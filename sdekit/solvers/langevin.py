@@ -17,16 +17,17 @@ def _norm(x: Tensor) -> Tensor:
 
 
 class PredictorCorrector(Scheme):
-    """A predictor for the reverse SDE with a Langevin corrector (Song et al. 2021, algorithms 4, 5).
+    """A predictor for the reverse SDE with a Langevin corrector (Song et al. 2021, alg. 4 and 5).
 
-    After each step of the predictor, ``x̂ ← x̂ + ε ∇ log p + sqrt(2ε) z`` at the new noise level, with
-    ``ε = 2 α (r ‖z‖ / ‖∇ log p‖)²`` and ``α`` the squared ratio of scales over the step (1 for VE,
-    ``1 − β`` for VP). The norms are those of each sample: no sample depends on its batch, unlike in
-    the paper's code, which averages them.
+    After each step of the predictor, ``x̂ ← x̂ + ε ∇ log p + sqrt(2ε) z`` at the new noise level,
+    with ``ε = 2 α (r ‖z‖ / ‖∇ log p‖)²`` and ``α`` the squared ratio of scales over the step (1 for
+    VE, ``1 − β`` for VP). The norms are those of each sample, as in the paper's algorithm; its code
+    averages them over the batch, so that a sample there depends on its neighbours.
 
-    For a fixed signal-to-noise ratio ``r`` the unadjusted corrector leaves a bias ``O(r²)`` that no
-    number of steps removes, and it leaves the predictor's Brownian path: no strong order is declared,
-    and the weak order holds for ``r² ∝ 1/steps``.
+    No order is declared, because the corrector leaves biases that no number of steps removes: one
+    ``O(r²)`` from the unadjusted Langevin step, and one ``O(1/d)`` in ``d`` dimensions because the
+    step size depends on its own noise and state (for ``N(0, v I)`` the stationary variance is
+    ``v (1 + 2/d)²`` for small ``r``). It was made for images, where ``d`` is thousands.
 
     Args:
         predictor: Scheme of the reverse SDE.
@@ -37,7 +38,6 @@ class PredictorCorrector(Scheme):
         ValueError: If ``snr`` is not positive, or ``corrections`` is less than 1.
     """
 
-    weak_order = 1.0
     solves = "sde"
     stochastic = True
     affine_only = True

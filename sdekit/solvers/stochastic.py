@@ -53,19 +53,18 @@ class ReverseDiffusion(Scheme):
     stochastic = True
     affine_only = True
 
+    def coefficients(self, view: AffineView, grid: Array) -> tuple[Array, Array, Array]:
+        """Coefficients of ``x̂``, ``D`` and the increment of ``B(σ²)`` in the next ``u``."""
+        eta, rho = view.problem.eta, scale_ratios(view, grid)
+        gain = 0.5 * (1 + eta**2) * (1 - (grid[1:] / grid[:-1]) ** 2)
+        back = rho / view.coordinates.h(grid[1:])
+        return back * (2 - rho - gain), back * gain, back * eta
+
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
         """Prepare the steps of a grid."""
         assert isinstance(view, AffineView)
-        nodes = view.nodes(view.tau(grid[:-1]))
-        variance, eta = (grid**2).tolist(), view.problem.eta
-        rho = scale_ratios(view, grid)
-        gain = 0.5 * (1 + eta**2) * (1 - (grid[1:] / grid[:-1]) ** 2)
-        back = rho / view.coordinates.h(grid[1:])  # to the u of the next level
-        keep, move, spread = (
-            (back * (2 - rho - gain)).tolist(),
-            (back * gain).tolist(),
-            (back * eta).tolist(),
-        )
+        nodes, variance = view.nodes(view.tau(grid[:-1])), (grid**2).tolist()
+        keep, move, spread = (c.tolist() for c in self.coefficients(view, grid))
 
         def step(n: int, u: Tensor) -> Tensor:
             x_hat = view.unscale(nodes[n], u)
@@ -89,6 +88,9 @@ class Churn(Scheme):
     noise, ``γ = min(S_churn/N, √2 − 1)`` where ``S_min <= σ <= S_max`` and 0 elsewhere; then the
     flow is integrated from ``σ̂`` to the next level (Karras et al. 2022, algorithm 2).
 
+    Raising the noise is exact in law, so the weak order is that of the flow's scheme. The declared
+    orders hold for ``s_noise = 1``: another value biases the variance, whatever the step count.
+
     Args:
         scheme: Runge–Kutta scheme of the flow; Heun in the paper.
         s_churn: Total amount of noise added, in units of ``log σ``.
@@ -101,7 +103,6 @@ class Churn(Scheme):
     """
 
     strong_order = 1.0
-    weak_order = 1.0
     stochastic = True
     affine_only = True
 
@@ -121,6 +122,7 @@ class Churn(Scheme):
             )
         self.scheme = scheme
         self.nfe_per_step = scheme.nfe_per_step
+        self.weak_order = scheme.order
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, s_max, s_noise
 
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
