@@ -89,6 +89,12 @@ class VP(_LinearBeta):
         """Diffusion coefficient ``sqrt(β)``."""
         return torch.sqrt(self.beta(t))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Time derivatives of `scale` and `std`, from ``s² + n² = 1``."""
+        s = self.scale(t)
+        ds = self.f(t) * s
+        return ds, -s * ds / self.std(t)
+
     def time(self, sigma: Tensor) -> Tensor:
         """Time at which ``B = log(1 + σ²)``."""
         return self._time_of(torch.log1p(sigma**2))
@@ -124,6 +130,12 @@ class SubVP(_LinearBeta):
     def g(self, t: Tensor) -> Tensor:
         """Diffusion coefficient ``sqrt(β (1 − exp(−2B)))``."""
         return torch.sqrt(-self.beta(t) * torch.expm1(-2 * self.beta_integral(t)))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Time derivatives of `scale` and `std`, from ``n = 1 − s²``."""
+        s = self.scale(t)
+        ds = self.f(t) * s
+        return ds, -2 * s * ds
 
     def time(self, sigma: Tensor) -> Tensor:
         """Time at which ``B = 2 asinh(σ/2)``."""
@@ -179,6 +191,10 @@ class VE(_Unscaled):
         """Diffusion coefficient ``σ sqrt(2 log(σ_max/σ_min))``."""
         return math.sqrt(2 * self._log_ratio) * self.sigma(t)
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Time derivatives of `scale` and `std`."""
+        return torch.zeros_like(t), self._log_ratio * self.sigma(t)
+
     def time(self, sigma: Tensor) -> Tensor:
         """Time at which the noise level is ``sigma``."""
         return torch.log(sigma / self.sigma_min) / self._log_ratio
@@ -213,6 +229,10 @@ class EDM(_Unscaled):
     def g(self, t: Tensor) -> Tensor:
         """Diffusion coefficient ``sqrt(2t)``."""
         return torch.sqrt(2 * t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Time derivatives of `scale` and `std`."""
+        return torch.zeros_like(t), torch.ones_like(t)
 
     def time(self, sigma: Tensor) -> Tensor:
         """Time ``σ``."""
@@ -273,6 +293,12 @@ class CosineVP(AffineSDE):
         """Diffusion coefficient ``sqrt(2 ȧ tan(a))``, from ``g² = −2f`` of every VP process."""
         return torch.sqrt(-2 * self.f(t))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Time derivatives of `scale` and `std`, from ``s² + n² = 1``."""
+        rate = 0.5 * math.pi / (1 + self.offset)
+        ds = -rate * torch.sin(self._angle(t)) / math.cos(self._start)
+        return ds, -self.scale(t) * ds / self.std(t)
+
     def time(self, sigma: Tensor) -> Tensor:
         """Time at which ``s = 1/sqrt(1 + σ²)``."""
         # tan a from σ: cos a = cos(a0) / sqrt(1 + σ²), sin² a = (σ² + sin² a0) / (1 + σ²).
@@ -322,6 +348,10 @@ class RectifiedFlow(AffineSDE):
     def g(self, t: Tensor) -> Tensor:
         """Diffusion coefficient ``sqrt(2t/(1 − t))``."""
         return torch.sqrt(2 * t / (1 - t))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Time derivatives of `scale` and `std`."""
+        return -torch.ones_like(t), torch.ones_like(t)
 
     def time(self, sigma: Tensor) -> Tensor:
         """Time ``σ/(1 + σ)``, 1 for ``σ = ∞``."""

@@ -154,14 +154,14 @@ def _adaptive(
     loop = AdaptiveRK(
         view, solver.scheme.tableau, rtol=rtol, atol=atol, max_nfe=max_nfe, batch=len(u)
     )
-    tau = view.tau(grid[grid > 0]).tolist()
+    ends_in_data = isinstance(view, AffineView) and grid[-1] == 0
+    tau = view.tau(grid[:-1] if ends_in_data else grid).tolist()
     states = []
     for start, end in pairwise(tau):
         u = loop.advance(u, start, end, progress=progress)
         states.append(u)
     work = loop.progress
-    if grid[-1] == 0:
-        assert isinstance(view, AffineView)
+    if isinstance(view, AffineView) and ends_in_data:
         (node,) = view.nodes(view.tau(grid[-2:-1]))
         u = view.denoise(view.unscale(node, u), node.level)
         states.append(u)

@@ -55,9 +55,8 @@ class Scheme(ABC):
         in `Noise` coordinates gives there, and no scheme of higher order is defined (Karras et al.
         2022, algorithm 1, line 6).
         """
-        if grid[-1] != 0:
+        if not (isinstance(view, AffineView) and grid[-1] == 0):
             return self.stepper(view, grid, noise)
-        assert isinstance(view, AffineView)
         last = len(grid) - 2
         step = self.stepper(view, grid[:-1], noise) if last else None
         (node,) = view.nodes(view.tau(grid[-2:-1]))
