@@ -212,7 +212,7 @@ def test_nfe_is_what_is_declared(product):
         x = torch.ones((2, 3), dtype=torch.float64)
         solution = sk.solve(problem, x, method=name, steps=5, seed=0)
         assert calls == solution.nfe == 5 * scheme.nfe_per_step, name
-        if not entry.solver.coordinates == sk.Native():
+        if entry.solver.coordinates != sk.Native():
             calls = 0
             solution = sk.solve(problem, x, method=name, steps=5, denoise=True, seed=0)
             assert calls == solution.nfe == 4 * scheme.nfe_per_step + 1, name

@@ -204,10 +204,7 @@ def test_rectified_flow_starts_at_pure_noise():
     x = process.prior_sample((16, 2), seed=0, dtype=DOUBLE)
     n, expected = 40, x
     for t, u in pairwise(np.linspace(1.0, 1e-3, n + 1).tolist()):
-        if t == 1.0:
-            denoised = law.moments()[0]
-        else:
-            denoised = law.denoise(expected / (1 - t), t / (1 - t))
+        denoised = law.moments()[0] if t == 1.0 else law.denoise(expected / (1 - t), t / (1 - t))
         expected = expected + (u - t) * (expected - denoised) / t
     solved = sk.solve(process.probability_flow(law), x, method="euler_t", steps=n)
     torch.testing.assert_close(solved.x, expected, rtol=0, atol=1e-10)
@@ -331,7 +328,7 @@ def test_running_out_of_budget_is_said():
 
 @pytest.mark.parametrize("name", list(sk.methods()))
 def test_fixed_grids_read_nothing_from_the_device(name, monkeypatch):
-    """bool, float, int, index, item, tolist and cpu of tensors are never called, from call to return."""
+    """bool, float, int, index, item, tolist and cpu of tensors are never called by a solve."""
     reads = []
     for reader in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "cpu"):
         original = getattr(torch.Tensor, reader)
@@ -341,7 +338,8 @@ def test_fixed_grids_read_nothing_from_the_device(name, monkeypatch):
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, reader, counted)
-    assert bool(torch.ones(())) and reads == ["__bool__"]
+    assert bool(torch.ones(()))
+    assert reads == ["__bool__"]
     reads.clear()
     process = sk.VP()
     scheme = sk.methods()[name].solver.scheme

@@ -1,8 +1,9 @@
-"""Stochastic schemes: the papers' formulas, strong orders on shared paths, weak orders without noise."""
+"""Stochastic schemes: the papers' formulas, strong orders on shared paths, exact weak orders."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_edm_algorithm_1(product, start):
     x, _ = start
     sigmas = np.append(sk.grids.karras(9, HIGH, LOW), 0.0)
     expected = x
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for here, there in itertools.pairwise(sigmas):
         d = (expected - product(expected, here)) / here
         nxt = expected + (there - here) * d
         if there != 0:
@@ -84,7 +85,7 @@ def test_edm_algorithm_2(product, start):
     sigmas = np.append(sk.grids.karras(9, HIGH, LOW), 0.0)
     churn = {"s_churn": 3.0, "s_min": 0.15, "s_max": 2.0, "s_noise": 1.01}
     expected, numbers, used = x, iter(z), []
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for here, there in itertools.pairwise(sigmas):
         inside = churn["s_min"] <= here <= churn["s_max"]
         gamma = min(churn["s_churn"] / 10, np.sqrt(2) - 1) if inside else 0.0
         hat = here + gamma * here
@@ -181,7 +182,7 @@ def test_song_predictor_corrector(product, start, process):
 
 def oracle(law, x_hat, sigmas, path, eta):
     """Fine Euler–Maruyama on the variance clock, written out: the driver of all strong tests."""
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for here, there in itertools.pairwise(sigmas):
         _, score = law.denoise_and_score(x_hat, torch.tensor(here))
         gap = here**2 - there**2
         dw = path.increment(there**2, here**2, x_hat)
@@ -192,7 +193,7 @@ def oracle(law, x_hat, sigmas, path, eta):
 def churn_oracle(law, x_hat, sigmas, path, s_churn):
     """Fine churn with Euler steps of the flow, written out."""
     count = len(sigmas) - 1
-    for n, (here, there) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for n, (here, there) in enumerate(itertools.pairwise(sigmas)):
         hat = here * (1 + s_churn / count)
         z = path.increment(n / count, (n + 1) / count, x_hat) * np.sqrt(count)
         x_hat = x_hat + np.sqrt(hat**2 - here**2) * z
@@ -399,7 +400,7 @@ def test_state_dependent_noise_has_strong_order_one_half(monkeypatch):
     )
     path = sk.GridPath(fine, (2000, 1), seed=4)
     exact = x
-    for here, there in zip(fine[:-1], fine[1:], strict=True):
+    for here, there in itertools.pairwise(fine):
         # ∇·(GGᵀ) = 0.5 x, by hand
         drift = 0.1 * exact - 0.5 * exact - 0.25 * exact**2 * score(exact, torch.tensor(here))
         exact = exact + (there - here) * drift + 0.5 * exact * path.increment(there, here, exact)

@@ -7,6 +7,7 @@ batch; samples that have arrived leave it. The host reads the device once per tr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,10 +44,12 @@ class Progress:
 
 def _rms(x: Tensor) -> Array:
     """Root mean square of each sample, read by the host."""
-    return x.detach().flatten(1).square().mean(1).sqrt().double().numpy(force=True)
+    rms: Array = x.detach().flatten(1).square().mean(1).sqrt().double().numpy(force=True)
+    return rms
 
 
-def _per_sample(values: Array, like: Tensor) -> Tensor:
+def _per_sample(values: NDArray[Any], like: Tensor) -> Tensor:
+    """Host values, one per sample, as a tensor shaped to multiply the batch."""
     column = torch.as_tensor(values, dtype=like.dtype).to(like.device)
     return column.reshape(-1, *(1,) * (like.ndim - 1))
 
@@ -71,9 +74,13 @@ class AdaptiveRK:
         self.view, self.tableau, self.error_weights = view, tableau, tableau.b_error
         self.rtol, self.atol, self.max_nfe = rtol, atol, max_nfe
         self.k = min(tableau.order, tableau.error_order) + 1
-        counts = (np.zeros(batch, dtype=np.int64) for _ in range(3))
-        self.progress = Progress(*counts)
-        self.size: Array | None = None  # the step each sample would take next, without sign
+        nfe, steps, rejected = np.zeros((3, batch), dtype=np.int64)
+        self.progress = Progress(nfe, steps, rejected)
+        # Controller: the step each sample would take next, its last error, and whether the step
+        # before was rejected. They live on from one stretch of the grid to the next.
+        self.size: Array | None = None
+        self.last_error = np.ones(batch)
+        self.retry = np.zeros(batch, dtype=np.bool_)
 
     def first_size(self, u: Tensor, slope: Tensor, start: Array, end: float) -> Array:
         """Choose the first steps (Hairer, Nørsett & Wanner 1993, section II.4); one evaluation."""
@@ -90,10 +97,9 @@ class AdaptiveRK:
         self.progress.nfe += 1
         d2 = _rms((probe - slope) / scale) / guess
         steepest = np.maximum(d1, d2)
-        better = np.where(
-            steepest <= 1e-15, np.maximum(1e-6, guess * 1e-3), (0.01 / steepest) ** (1 / self.k)
-        )
-        return np.minimum(np.minimum(100 * guess, better), span)
+        better = (0.01 / np.maximum(steepest, 1e-15)) ** (1 / self.k)
+        first: Array = np.minimum(np.minimum(100 * guess, better), span)
+        return first
 
     def advance(self, u: Tensor, start: float, end: float, *, progress: bool) -> Tensor:
         """Step all samples from ``τ = start`` to ``τ = end``.
@@ -101,61 +107,73 @@ class AdaptiveRK:
         Raises:
             SolveError: If a step size falls below round-off, as when the denoiser is not finite.
         """
-        batch = u.shape[0]
-        tau = np.full(batch, start)
+        tau, sign = np.full(len(u), start), np.sign(end - start)
         slope = self.view(self.view.node(tau), u)
         self.progress.nfe += 1
         if self.size is None:
             self.size = self.first_size(u, slope, tau, end)
-        size = self.size
-        result = u.clone()
-        active = np.arange(batch)
-        last_error = np.ones(batch)
-        retry = np.zeros(batch, dtype=bool)
+        # u and slope hold the active samples only; host arrays hold all and are indexed by active.
+        result, active = u, np.arange(len(u))
         with tqdm(total=1.0, delay=2, disable=not progress, desc="solving", leave=False) as bar:
-            while len(active):
-                if self.progress.nfe[active].max() + len(self.tableau.c) > self.max_nfe:
-                    self.progress.exhausted = True
-                    result[torch.as_tensor(active, device=u.device)] = u
-                    break
-                remaining = np.abs(end - tau)
-                arrives = size >= remaining * (1 - 1e-12)
-                trial = np.where(arrives, remaining, size)
-                ulp = np.spacing(np.maximum(np.abs(tau), abs(end)))
-                if (stuck := (trial < 4 * ulp) & ~arrives).any():
-                    raise self._error(tau, stuck, "the step size fell below round-off", active)
-                new_u, new_slope, error = self._try(u, slope, tau, np.sign(end - start) * trial)
+            while len(active) and self._affordable(active):
+                here = tau[active]
+                remaining = np.abs(end - here)
+                arrives = self.size[active] >= remaining * (1 - 1e-12)
+                trial = np.where(arrives, remaining, self.size[active])
+                round_off = 4 * np.spacing(np.maximum(np.abs(here), abs(end)))
+                if (stuck := (trial < round_off) & ~arrives).any():
+                    raise self._error(here, stuck, "the step size fell below round-off", active)
+                new_u, new_slope, error = self._try(u, slope, here, sign * trial)
                 accept = error <= 1
-                self._count(active, accept)
-                grow = np.where(
-                    np.isfinite(error),
-                    _SAFETY
-                    * np.maximum(error, 1e-10) ** (-_EXPONENT / self.k)
-                    * last_error ** (_MEMORY / self.k),
-                    _SHRINK,
-                )
-                grow = np.clip(grow, _SHRINK, np.where(retry | ~accept, 1.0, _GROW))
-                # A step cut short by the end says nothing against the longer one proposed before.
-                size = np.where(accept & arrives, np.maximum(size, trial * grow), trial * grow)
-                last_error = np.where(accept, np.maximum(error, 1e-4), last_error)
-                retry = ~accept
+                self._control(active, trial, error, arrives)
                 keep = _per_sample(accept, u).bool()
                 u, slope = torch.where(keep, new_u, u), torch.where(keep, new_slope, slope)
-                tau = np.where(
-                    accept, np.where(arrives, end, tau + np.sign(end - start) * trial), tau
-                )
-                self.size[active] = size
-                done = accept & arrives
-                if done.any():
-                    here = torch.as_tensor(done, device=u.device)
-                    result = result.index_put(
-                        (torch.as_tensor(active[done], device=u.device),), u[here]
-                    )
-                    active, tau, size = active[~done], tau[~done], size[~done]
-                    last_error, retry = last_error[~done], retry[~done]
-                    u, slope = u[~here], slope[~here]
-                bar.update(self._fraction(tau, start, end, batch) - bar.n)
-        return result
+                tau[active] = np.where(accept, np.where(arrives, end, here + sign * trial), here)
+                if (done := accept & arrives).any():
+                    result = self._put(result, active[done], u[self._on(done, u)])
+                    left = self._on(~done, u)
+                    u, slope, active = u[left], slope[left], active[~done]
+                bar.update(float(np.abs(tau - start).mean() / abs(end - start)) - bar.n)
+        self.progress.exhausted |= len(active) > 0
+        return self._put(result, active, u)
+
+    def _affordable(self, active: NDArray[np.int64]) -> bool:
+        return bool(self.progress.nfe[active].max() + len(self.tableau.c) <= self.max_nfe)
+
+    @staticmethod
+    def _on(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
+        return torch.as_tensor(mask, device=like.device)
+
+    @staticmethod
+    def _put(result: Tensor, rows: NDArray[np.int64], values: Tensor) -> Tensor:
+        return result.index_copy(0, torch.as_tensor(rows, device=result.device), values)
+
+    def _control(
+        self,
+        active: NDArray[np.int64],
+        trial: Array,
+        error: Array,
+        arrives: NDArray[np.bool_],
+    ) -> None:
+        """Count a trial step and choose the next sizes of its samples."""
+        assert self.size is not None
+        accept, work = error <= 1, self.progress
+        work.nfe[active] += len(self.tableau.c) - (1 if self.tableau.fsal else 0)
+        work.steps[active] += accept
+        work.rejected[active] += ~accept
+        proposal = (
+            _SAFETY
+            * np.maximum(error, 1e-10) ** (-_EXPONENT / self.k)
+            * self.last_error[active] ** (_MEMORY / self.k)
+        )
+        proposal = np.where(np.isfinite(error), proposal, _SHRINK)
+        most = np.where(self.retry[active] | ~accept, 1.0, _GROW)
+        size = trial * np.clip(proposal, _SHRINK, most)
+        # A step cut short by the end says nothing against the longer one proposed before.
+        cut_short = accept & arrives
+        self.size[active] = np.where(cut_short, np.maximum(self.size[active], size), size)
+        self.last_error[active] = np.where(accept, np.maximum(error, 1e-4), self.last_error[active])
+        self.retry[active] = ~accept
 
     def _try(self, u: Tensor, slope: Tensor, tau: Array, dt: Array) -> tuple[Tensor, Tensor, Array]:
         """Take one trial step of all active samples; return state, slope there, and error."""
@@ -175,16 +193,6 @@ class AdaptiveRK:
         scale = self.atol + self.rtol * torch.maximum(u.abs(), new_u.abs())
         new_slope = slopes[-1] if tableau.fsal else view(view.node(tau + dt), new_u)
         return new_u, new_slope, _rms(error / scale)
-
-    def _count(self, active: NDArray[np.int64], accept: NDArray[np.bool_]) -> None:
-        self.progress.nfe[active] += len(self.tableau.c) - (1 if self.tableau.fsal else 0)
-        self.progress.steps[active] += accept
-        self.progress.rejected[active] += ~accept
-
-    @staticmethod
-    def _fraction(tau: Array, start: float, end: float, batch: int) -> float:
-        travelled = np.abs(tau - start).sum() / abs(end - start)
-        return float(travelled + batch - len(tau)) / batch
 
     def _error(
         self,

@@ -13,7 +13,8 @@ from .view import AffineView, View
 
 def _norm(x: Tensor) -> Tensor:
     """Euclidean norm of each sample, shaped to multiply the batch."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *(1,) * (x.ndim - 1))
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 class PredictorCorrector(Scheme):
@@ -68,6 +69,6 @@ class PredictorCorrector(Scheme):
                 z = noise.normal(x_hat)
                 size = 2 * alpha[n] * (self.snr * _norm(z) / _norm(score)) ** 2
                 x_hat = x_hat + size * score + torch.sqrt(2 * size) * z
-            return unit[n] * x_hat
+            return x_hat * unit[n]
 
         return step

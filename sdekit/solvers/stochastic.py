@@ -70,7 +70,7 @@ class ReverseDiffusion(Scheme):
             x_hat = view.unscale(nodes[n], u)
             denoised = view.denoise(x_hat, nodes[n].level)
             dw = noise.increment(variance[n + 1], variance[n], u)
-            return keep[n] * x_hat + move[n] * denoised + spread[n] * dw
+            return x_hat * keep[n] + denoised * move[n] + dw * spread[n]
 
         return step
 
