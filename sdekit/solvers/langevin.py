@@ -8,7 +8,7 @@ from torch import Tensor
 from ..brownian import NoiseSource
 from .scheme import Array, Scheme, Step
 from .stochastic import scale_ratios
-from .view import AffineView, View
+from .view import AffineView, View, floats
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class PredictorCorrector(Scheme):
         assert isinstance(view, AffineView)
         predict = self.predictor.stepper(view, grid, noise)
         nodes = view.nodes(view.tau(grid[1:]))
-        precision = (1 / grid[1:] ** 2).tolist()
-        alpha = (scale_ratios(view, grid) ** 2).tolist()
-        unit = (1 / view.coordinates.h(grid[1:])).tolist()
+        precision = floats(1 / grid[1:] ** 2)
+        alpha = floats(scale_ratios(view, grid) ** 2)
+        unit = floats(1 / view.coordinates.h(grid[1:]))
 
         def step(n: int, u: Tensor) -> Tensor:
             x_hat = view.unscale(nodes[n], predict(n, u))

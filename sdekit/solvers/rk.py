@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..brownian import NoiseSource
 from .scheme import Array, Scheme, Step
-from .view import View
+from .view import View, floats
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class RungeKutta(Scheme):
     def between(self, view: View, start: Array, end: Array) -> Step:
         """Prepare steps from ``start[n]`` to ``end[n]``, values of ``τ`` that need not be a grid."""
         tableau, stages = self.tableau, self.tableau.stages
-        steps = (end - start).tolist()
+        steps = floats(end - start)
         nodes = [view.nodes(start + c * (end - start)) for c in tableau.c[:stages]]
 
         def step(n: int, u: Tensor) -> Tensor:

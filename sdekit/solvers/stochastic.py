@@ -11,7 +11,7 @@ from torch import Tensor
 from ..brownian import NoiseSource
 from .rk import RungeKutta
 from .scheme import Array, Scheme, Step
-from .view import AffineView, View
+from .view import AffineView, View, floats
 
 
 class EulerMaruyama(Scheme):
@@ -29,7 +29,7 @@ class EulerMaruyama(Scheme):
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
         """Prepare the steps of a grid."""
         tau = view.tau(grid)
-        nodes, steps, kick = view.nodes(tau[:-1]), np.diff(tau).tolist(), view.kicks(tau, noise)
+        nodes, steps, kick = view.nodes(tau[:-1]), floats(np.diff(tau)), view.kicks(tau, noise)
 
         def step(n: int, u: Tensor) -> Tensor:
             drift = view(nodes[n], u)
@@ -63,8 +63,8 @@ class ReverseDiffusion(Scheme):
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
         """Prepare the steps of a grid."""
         assert isinstance(view, AffineView)
-        nodes, variance = view.nodes(view.tau(grid[:-1])), (grid**2).tolist()
-        keep, move, spread = (c.tolist() for c in self.coefficients(view, grid))
+        nodes, variance = view.nodes(view.tau(grid[:-1])), floats(grid**2)
+        keep, move, spread = map(floats, self.coefficients(view, grid))
 
         def step(n: int, u: Tensor) -> Tensor:
             x_hat = view.unscale(nodes[n], u)
@@ -136,9 +136,9 @@ class Churn(Scheme):
         active = (low >= self.s_min) & (low <= self.s_max)
         high = low * (1 + np.where(active, min(self.s_churn / count, math.sqrt(2) - 1), 0.0))
         h_low, h_high = view.coordinates.h(low), view.coordinates.h(high)
-        keep = (h_low / h_high).tolist()
+        keep = floats(h_low / h_high)
         # The noise of step n is tied to the interval [n/N, (n+1)/N] of a clock that runs over steps.
-        spread = (self.s_noise * np.sqrt((high**2 - low**2) * count) / h_high).tolist()
+        spread = floats(self.s_noise * np.sqrt((high**2 - low**2) * count) / h_high)
         churned = (high > low).tolist()
         inner = int(np.count_nonzero(grid[1:]))
         tau = view.tau(high)

@@ -26,6 +26,11 @@ Problem: TypeAlias = ProbabilityFlow | ReverseSDE
 Kick: TypeAlias = Callable[[int, Tensor], Tensor]
 
 
+def floats(values: Array) -> list[float]:
+    """Host coefficients as Python floats, which multiply a tensor without a conversion."""
+    return [float(value) for value in values]
+
+
 class Node(NamedTuple):
     """A point of time at which the right-hand side is evaluated.
 
@@ -112,7 +117,7 @@ class AffineView(View):
     def nodes(self, tau: Array) -> list[Node]:
         """Prepare one node for each ``τ``; coefficients are Python floats."""
         sigma, *coefficients = self._host(tau)
-        rows = zip(self._on_device(sigma), *(c.tolist() for c in coefficients), strict=True)
+        rows = zip(self._on_device(sigma), *map(floats, coefficients), strict=True)
         return [Node(*row) for row in rows]
 
     def node(self, tau: Array) -> Node:
@@ -152,8 +157,8 @@ class AffineView(View):
 
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """Increments of ``η B(σ²)``, in units of ``u``."""
-        variance = (self.coordinates.sigma(tau) ** 2).tolist()
-        scale = (self.problem.eta * self.coordinates.noise_scale(tau)).tolist()
+        variance = floats(self.coordinates.sigma(tau) ** 2)
+        scale = floats(self.problem.eta * self.coordinates.noise_scale(tau))
         return lambda n, u: noise.increment(variance[n + 1], variance[n], u) * scale[n]
 
     def factor(self, level: float) -> float:
@@ -194,7 +199,7 @@ class GeneralView(View):
 
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """``η G(u, t) ΔW`` on the clock ``t``."""
-        problem, nodes, times = self.problem, self.nodes(tau), tau.tolist()
+        problem, nodes, times = self.problem, self.nodes(tau), floats(tau)
 
         def kick(n: int, u: Tensor) -> Tensor:
             G = problem.eta * problem.sde.diffusion(u, nodes[n].level)
