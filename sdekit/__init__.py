@@ -1,9 +1,12 @@
 """sdekit: solve the differential equations of diffusion models, and know how wrong each answer is."""
 
-from . import grids
+from . import distributions, grids
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise
 from .coordinates import Coordinates, Native, Noise
+from .denoisers import EDMDenoiser
+from .digits import load_digits_denoiser
+from .distributions import Empirical, Gaussian, GaussianMixture, Product
 from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
 from .sampling import sample, solve
 from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
@@ -26,8 +29,12 @@ __all__ = [
     "Coordinates",
     "CosineVP",
     "DiscreteVP",
+    "EDMDenoiser",
+    "Empirical",
     "EulerMaruyama",
     "ForwardSDE",
+    "Gaussian",
+    "GaussianMixture",
     "GridPath",
     "IndependentNoise",
     "Method",
@@ -35,6 +42,7 @@ __all__ = [
     "Noise",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Product",
     "RectifiedFlow",
     "ReverseDiffusion",
     "ReverseSDE",
@@ -46,7 +54,9 @@ __all__ = [
     "Stats",
     "SubVP",
     "Tableau",
+    "distributions",
     "grids",
+    "load_digits_denoiser",
     "methods",
     "sample",
     "solve",

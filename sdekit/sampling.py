@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
+from .denoisers import trained_range
 from .inputs import (
     check_problem,
     check_start,
@@ -218,6 +219,7 @@ def sample(
         )
     flow = method is None or named_solver(method).scheme.solves == "flow"
     solver = choose_solver(method, flow=flow, affine=True, adaptive=rtol is not None)
+    highest, lowest = trained_range(denoiser)
     grid = resolve_grid(
         process,
         solver,
@@ -227,10 +229,7 @@ def sample(
         adaptive=rtol is not None,
         denoise=bool(options.pop("denoise", False)),
         flow=False,
-        sigma_range=(
-            min(process.sigma_max, float(getattr(denoiser, "sigma_max", np.inf))),
-            max(process.sigma_min, float(getattr(denoiser, "sigma_min", 0.0))),
-        ),
+        sigma_range=(min(process.sigma_max, highest), max(process.sigma_min, lowest)),
     )
     problem = process.probability_flow(denoiser) if flow else process.reverse(denoiser, eta)
     # One stream for the start and then the steps: the same numbers are never used twice.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -225,26 +226,17 @@ def test_sample_matches_the_law():
 def test_sample_stays_in_the_range_of_the_denoiser():
     asked = []
 
-    def denoiser(x, sigma):
-        asked.append(float(sigma))
+    def denoiser(x, sigma, label=None):
+        asked.append(float(sigma.max()))
         return MIXTURE(x, sigma)
 
     denoiser.sigma_min, denoiser.sigma_max = 0.05, 20.0
     for options in ({"method": "heun", "steps": 5}, {"rtol": 1e-2}):
-        sk.sample(sk.VP(), lambda x, s: MIXTURE(x, s), (1, 3), seed=0, **options)
-        asked.clear()
-        model = denoiser if "steps" in options else _first_only(denoiser)
-        sk.sample(sk.VP(), model, (1, 3), seed=0, **options)
-        assert max(asked) == pytest.approx(20.0)
-        assert min(asked) == pytest.approx(0.05)
-
-
-def _first_only(denoiser):
-    def wrapped(x, sigma):
-        return denoiser(x, sigma.reshape(-1)[0])
-
-    wrapped.sigma_min, wrapped.sigma_max = denoiser.sigma_min, denoiser.sigma_max
-    return wrapped
+        for model in (denoiser, functools.partial(denoiser, label=3)):
+            asked.clear()
+            sk.sample(sk.VP(), model, (1, 3), seed=0, **options)
+            assert max(asked) == pytest.approx(20.0)
+            assert min(asked) == pytest.approx(0.05)
 
 
 # --- reproducibility ------------------------------------------------------------------------------

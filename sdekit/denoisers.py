@@ -1,0 +1,105 @@
+"""Networks as denoisers: anything that gives ``D(x̂, σ) = E[x0 | x̂ = x0 + σ ε]``.
+
+A denoiser is any callable ``(x_hat, sigma, **conditioning) -> x0_hat``, with ``x_hat`` of shape
+``(B, *event)`` and ``sigma`` a float or a tensor of shape ``()`` or ``(B,)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EDMDenoiser", "trained_range"]
+
+
+def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
+    """Return the largest and smallest noise level a denoiser was trained for.
+
+    They are its attributes ``sigma_max`` and ``sigma_min``, also of one that is wrapped in
+    ``functools.partial`` to fix its conditioning; ``(inf, 0.0)`` for one that does not say.
+    """
+    while isinstance(denoiser, functools.partial):
+        denoiser = denoiser.func
+    return (
+        float(getattr(denoiser, "sigma_max", math.inf)),
+        float(getattr(denoiser, "sigma_min", 0.0)),
+    )
+
+
+class EDMDenoiser(nn.Module):
+    """Precondition a raw network ``F`` into a denoiser: Karras et al. (2022), eq. 7 and table 1.
+
+    The coefficients are those of table 1, with ``h² = σ² + σ_d²``::
+
+        D(x̂, σ) = c_skip x̂ + c_out F(c_in x̂, c_noise)
+        c_in = 1/h    c_skip = σ_d²/h²    c_out = σ σ_d/h    c_noise = ln(σ)/4
+
+    For data of variance ``σ_d²``, the input of ``F`` and the target it is trained for then have
+    unit variance at every ``σ``; and ``D`` tends to ``x̂`` as ``σ → 0``, whatever ``F`` says.
+
+    Args:
+        network: ``F(x, c_noise, **conditioning)``, with ``x`` of shape ``(B, *event)`` and
+            ``c_noise`` of shape ``(B,)``, both in the dtype of its parameters; the result has the
+            shape of ``x``.
+        sigma_data: ``σ_d``, the standard deviation of the data.
+        sigma_min: Smallest noise level that the network is trained for.
+        sigma_max: Largest noise level that the network is trained for.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, sigma_data: float, sigma_min: float, sigma_max: float
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def forward(self, x_hat: Tensor, sigma: float | Tensor, **conditioning: object) -> Tensor:
+        """Estimate the clean sample: ``E[x0 | x̂]``.
+
+        Args:
+            x_hat: Unscaled state ``x0 + σ ε``, shape ``(B, *event)``.
+            sigma: Noise level, a positive float or a tensor of shape ``()`` or ``(B,)``.
+            **conditioning: Passed to the network as it is.
+
+        Returns:
+            The denoised sample, in the shape and dtype of ``x_hat``.
+
+        Raises:
+            ValueError: If ``sigma`` has another shape.
+        """
+        network_dtype = next(self.network.parameters()).dtype
+        # c_skip x̂ carries the state itself, so it keeps the wider of the two precisions; half
+        # precision would lose σ² at both ends of the range.
+        dtype = torch.promote_types(torch.promote_types(x_hat.dtype, network_dtype), torch.float32)
+        x = x_hat.to(dtype)
+        s = _per_sample(sigma, x)
+        s_event = s.view(len(x), *(1,) * (x.ndim - 1))
+
+        h = torch.hypot(s_event, torch.full_like(s_event, self.sigma_data))
+        c_in = 1 / h
+        c_skip = (self.sigma_data / h) ** 2
+        c_out = s_event * self.sigma_data / h
+        c_noise = s.log() / 4
+
+        raw: Tensor = self.network(
+            (c_in * x).to(network_dtype), c_noise.to(network_dtype), **conditioning
+        )
+        return (c_skip * x + c_out * raw).to(x_hat.dtype)
+
+
+def _per_sample(sigma: float | Tensor, x: Tensor) -> Tensor:
+    """Broadcast a noise level to shape ``(B,)``, in the dtype and on the device of ``x``."""
+    if not isinstance(sigma, Tensor):
+        # A fill on the device, where torch.tensor would copy from the host and synchronise.
+        return x.new_full(x.shape[:1], sigma)
+    if sigma.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"sigma must be a float or have shape () or ({len(x)},), got {tuple(sigma.shape)}"
+        )
+    return sigma.to(x).expand(len(x))
