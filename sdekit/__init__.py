@@ -3,7 +3,7 @@
 from . import distributions, grids
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise
-from .coordinates import Coordinates, Native, Noise
+from .coordinates import Coordinates, LogData, LogNoise, Native, Noise, Preconditioned, Velocity
 from .denoisers import EDMDenoiser
 from .digits import load_digits_denoiser
 from .distributions import Empirical, Gaussian, GaussianMixture, Product
@@ -37,9 +37,12 @@ __all__ = [
     "GaussianMixture",
     "GridPath",
     "IndependentNoise",
+    "LogData",
+    "LogNoise",
     "Method",
     "Native",
     "Noise",
+    "Preconditioned",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Product",
@@ -54,6 +57,7 @@ __all__ = [
     "Stats",
     "SubVP",
     "Tableau",
+    "Velocity",
     "distributions",
     "grids",
     "load_digits_denoiser",

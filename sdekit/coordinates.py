@@ -105,6 +105,131 @@ class Noise(Coordinates):
         return 1 / tau, -1 / tau
 
 
+class _Log(Coordinates):
+    """What the coordinates in ``λ = −log σ``, half the log signal-to-noise ratio, share."""
+
+    def tau(self, sigma: Array) -> Array:
+        """``λ = −log σ``."""
+        return -np.log(sigma)
+
+    def sigma(self, tau: Array) -> Array:
+        """``exp(−λ)``."""
+        return np.exp(-tau)
+
+    def sigma_rate(self, tau: Array) -> Array:
+        """``−exp(−λ)``."""
+        return -np.exp(-tau)
+
+
+@dataclass(frozen=True)
+class LogNoise(_Log):
+    """``u = x̂``, ``τ = λ``, ``N = ε̂``, ``w = −exp(−λ)``: DPM-Solver's (Lu et al. 2022a, eq. 3.4)."""
+
+    def h(self, sigma: Array) -> Array:
+        """1."""
+        return np.ones_like(sigma)
+
+    def weight(self, tau: Array) -> Array:
+        """``−exp(−λ)``."""
+        return -np.exp(-tau)
+
+    def field(self, tau: Array) -> tuple[Array, Array]:
+        """``1/σ`` and ``−1/σ``."""
+        return np.exp(tau), -np.exp(tau)
+
+
+@dataclass(frozen=True)
+class LogData(_Log):
+    """``u = x̂/σ``, ``τ = λ``, ``N = D``, ``w = exp(λ)``: DPM-Solver++'s (Lu et al. 2022b, eq. 8)."""
+
+    def h(self, sigma: Array) -> Array:
+        """``σ``."""
+        return sigma
+
+    def weight(self, tau: Array) -> Array:
+        """``exp(λ)``."""
+        return np.exp(tau)
+
+    def field(self, tau: Array) -> tuple[Array, Array]:
+        """0 and 1."""
+        return np.zeros_like(tau), np.ones_like(tau)
+
+
+@dataclass(frozen=True)
+class Velocity(Coordinates):
+    """``u = x̂/(1 + σ)``, ``τ = σ/(1 + σ)``, ``N = ε̂ − D``: flow matching's (Lipman et al. 2023)."""
+
+    def tau(self, sigma: Array) -> Array:
+        """``σ/(1 + σ)``, 1 for ``σ = ∞``."""
+        return 1 / (1 + 1 / sigma)
+
+    def sigma(self, tau: Array) -> Array:
+        """``τ/(1 − τ)``."""
+        with np.errstate(divide="ignore"):
+            return tau / (1 - tau)
+
+    def sigma_rate(self, tau: Array) -> Array:
+        """``1/(1 − τ)²``."""
+        return 1 / (1 - tau) ** 2
+
+    def h(self, sigma: Array) -> Array:
+        """``1 + σ``; 1 for ``σ = ∞``, where ``u = ε``."""
+        return np.where(np.isinf(sigma), 1.0, 1 + sigma)
+
+    def weight(self, tau: Array) -> Array:
+        """1."""
+        return np.ones_like(tau)
+
+    def field(self, tau: Array) -> tuple[Array, Array]:
+        """``1/τ`` and ``−1/τ``."""
+        return 1 / tau, -1 / tau
+
+
+@dataclass(frozen=True)
+class Preconditioned(Coordinates):
+    """``u = x̂/h``, ``h² = σ² + σ_d²``, ``τ = θ = arctan(σ/σ_d)``, ``N = −F``, EDM's raw network.
+
+    For data of covariance ``σ_d² I``, ``N = 0`` and every scheme is exact. The variables are those of
+    TrigFlow (Lu & Song 2025); ``F`` is that of Karras et al. (2022), eq. 7.
+
+    Args:
+        sigma_data: Standard deviation ``σ_d`` of the data. A wrong value costs accuracy only.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+
+    sigma_data: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < np.inf:
+            raise ValueError(f"sigma_data = {self.sigma_data}; it must be positive and finite")
+
+    def tau(self, sigma: Array) -> Array:
+        """``arctan(σ/σ_d)``."""
+        return np.arctan(sigma / self.sigma_data)
+
+    def sigma(self, tau: Array) -> Array:
+        """``σ_d tan θ``."""
+        return self.sigma_data * np.tan(tau)
+
+    def sigma_rate(self, tau: Array) -> Array:
+        """``σ_d / cos² θ``."""
+        return self.sigma_data / np.cos(tau) ** 2
+
+    def h(self, sigma: Array) -> Array:
+        """``sqrt(σ² + σ_d²)``; 1 for ``σ = ∞``, where ``u = ε``."""
+        return np.where(np.isinf(sigma), 1.0, np.hypot(sigma, self.sigma_data))
+
+    def weight(self, tau: Array) -> Array:
+        """1."""
+        return np.ones_like(tau)
+
+    def field(self, tau: Array) -> tuple[Array, Array]:
+        """``cot θ`` and ``−1/(σ_d sin θ)``."""
+        return 1 / np.tan(tau), -1 / (self.sigma_data * np.sin(tau))
+
+
 @dataclass(frozen=True)
 class Native(Coordinates):
     """The process's own state and time: ``u = x``, ``τ = t`` (Song et al. 2021, eq. 13).

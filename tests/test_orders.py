@@ -10,7 +10,7 @@ import torch
 from orders import NotResolved, measure_order
 
 import sdekit as sk
-from sdekit.distributions import Distribution
+from sdekit.distributions import Distribution, Gaussian
 from sdekit.solvers import rk
 from sdekit.solvers.registry import Solver
 
@@ -86,6 +86,38 @@ def test_order_on_a_gaussian(name, process, gaussian):
     else:
         order = flow_order(solver, gaussian, process)
     assert order == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "coordinates",
+    [sk.LogNoise(), sk.LogData(), sk.Velocity(), sk.Preconditioned(0.5), sk.Preconditioned(2.0)],
+    ids=str,
+)
+@pytest.mark.parametrize("tableau", [rk.EULER, rk.HEUN, rk.RK4], ids=lambda t: t.order)
+def test_order_in_other_coordinates(tableau, coordinates, product):
+    """A scheme written once keeps its order in every coordinate system."""
+    solver = Solver(sk.RungeKutta(tableau), coordinates, sk.grids.log)
+    assert flow_order(solver, product, sk.EDM()) == pytest.approx(tableau.order, abs=0.15)
+
+
+@pytest.mark.parametrize("tableau", [rk.EULER, rk.RK4], ids=lambda t: t.order)
+def test_preconditioned_is_exact_for_isotropic_gaussians(tableau):
+    """One step from σ = 80 to 0.002, and from rectified flow's σ = ∞, has no error."""
+    law = Gaussian(np.zeros(3), (0.49 * np.eye(3)).tolist())
+    solver = Solver(sk.RungeKutta(tableau), sk.Preconditioned(0.7), sk.grids.log)
+    x = law.sample(8, 80.0, seed=0)
+    solved = sk.solve(sk.EDM().probability_flow(law), x, method=solver, steps=1)
+    torch.testing.assert_close(solved.x, law.flow(x, 80.0, 0.002), rtol=0, atol=1e-12)
+    process = sk.RectifiedFlow()
+    noise = process.prior_sample((8, 3), seed=0, dtype=torch.float64)
+    for coordinates in (sk.Preconditioned(0.7), sk.Velocity(), sk.Native()):
+        solver = Solver(sk.RungeKutta(tableau), coordinates, sk.grids.uniform_t)
+        steps = 1 if isinstance(coordinates, sk.Preconditioned) else 4000 // tableau.order**2
+        solved = sk.solve(process.probability_flow(law), noise, method=solver, steps=steps)
+        t = process.t_min
+        exact = noise * np.sqrt(0.49 * (1 - t) ** 2 + t**2)  # (1 − t) sqrt(σ_d² + σ²) ε
+        tolerance = 1e-12 if steps == 1 else (1e-3 if tableau.order == 1 else 1e-10)
+        torch.testing.assert_close(solved.x, exact, rtol=0, atol=tolerance)
 
 
 def damaged(tableau: rk.Tableau) -> list[rk.Tableau]:

@@ -21,6 +21,15 @@ def polynomial(c1: float, c2: float) -> sk.AffineSDE:
     return sk.AffineSDE(scale=lambda t: 1 / (1 + c1 * t), sigma=lambda t: t + c2 * t**2)
 
 
+COORDINATES = [
+    sk.Native(),
+    sk.Noise(),
+    sk.LogNoise(),
+    sk.LogData(),
+    sk.Velocity(),
+    sk.Preconditioned(0.5),
+    sk.Preconditioned(3.0),
+]
 processes = st.one_of(
     st.builds(sk.VP, st.floats(0.01, 1.0), st.floats(5.0, 30.0)),
     st.builds(sk.SubVP, st.floats(0.01, 1.0), st.floats(5.0, 30.0)),
@@ -153,14 +162,14 @@ def test_all_processes_are_one_in_the_unscaled_state(process, fraction, seed):
 @settings(deadline=None, max_examples=40)
 @given(
     process=processes,
-    native=st.booleans(),
+    coordinates=st.sampled_from(COORDINATES),
     eta=st.sampled_from([0.0, 1.0, 0.5]),
     fraction=fractions,
     seed=st.integers(0, 100),
 )
-def test_coordinates_are_exact_changes_of_variables(process, native, eta, fraction, seed):
+def test_coordinates_are_exact_changes_of_variables(process, coordinates, eta, fraction, seed):
     """A u + B D is the derivative of u = x̂/h along the backward equation, by the chain rule."""
-    coordinates = (sk.Native() if native else sk.Noise()).bind(process)
+    coordinates = coordinates.bind(process)
     law = GaussianMixture.random(2, 2, seed=seed)
     t = inside(process, fraction)
     sigma = np.asarray(float(process.sigma(t)))
@@ -220,6 +229,7 @@ def test_karras_grid_is_the_paper_s():
         (lambda: sk.AffineSDE(), "got no coefficients"),
         (lambda: sk.VP(beta_min=-1.0), "beta_min = -1.0"),
         (lambda: sk.VP(t_min=2.0), "0 <= t_min < T"),
+        (lambda: sk.Preconditioned(0.0), "sigma_data = 0.0"),
         (lambda: sk.VE(5.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: sk.EDM(0.0, 80.0), "0 < sigma_min < sigma_max"),
         (lambda: sk.CosineVP(T=2.0), "ends at T = 1"),
