@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .quadrature import CumulativeIntegral
-from .sde import ForwardSDE, Model, ProbabilityFlow, ReverseSDE, as_time, expand
+from .sde import (
+    ForwardSDE,
+    Model,
+    ProbabilityFlow,
+    ReverseSDE,
+    as_time,
+    check_output,
+    expand,
+)
 
 Schedule = Callable[[Tensor], Tensor | float]
 
@@ -51,7 +59,7 @@ class AffineSDE(ForwardSDE):
 
     Raises:
         TypeError: If neither pair, or parts of both, are given.
-        ValueError: If the times are not ``0 <= t_min < T``.
+        ValueError: If the times are not ``0 <= t_min < T``, or ``σ(t)`` does not increase.
     """
 
     noise_type = "diagonal"
@@ -79,6 +87,14 @@ class AffineSDE(ForwardSDE):
         check_times(T, t_min)
         self.T, self.t_min = float(T), float(t_min)
         self._scale, self._sigma, self._f, self._g = scale, sigma, f, g
+        levels = self.on_host("sigma", np.linspace(self.t_min, self.T, 65))
+        if not (np.diff(levels) > 0).all():
+            raise ValueError(
+                f"sigma(t) does not increase on [{self.t_min:g}, {self.T:g}]; noise can only be added"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(T={self.T:g}, t_min={self.t_min:g})"
 
     # --- the schedule -------------------------------------------------------------------------
 
@@ -218,9 +234,16 @@ class AffineSDE(ForwardSDE):
             t: Time, ``()`` or ``(B,)``.
             noise: ``ε``, of ``x0``'s shape; drawn from ``generator`` if not given.
             generator: Source of randomness.
+
+        Raises:
+            ValueError: If ``noise`` has another shape.
         """
         if noise is None:
             noise = torch.empty_like(x0).normal_(generator=generator)
+        elif noise.shape != x0.shape:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}, x0 has {tuple(x0.shape)}; they must agree"
+            )
         mean, std = self.marginal(x0, t)
         return mean + expand(std, x0) * noise
 
@@ -232,10 +255,13 @@ class AffineSDE(ForwardSDE):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draw from the prior ``N(0, s(T)² σ(T)² I)``, the law of pure noise at time ``T``."""
-        generator = torch.Generator(device=device or "cpu")
+        """Draw from the prior ``N(0, s(T)² σ(T)² I)``, the law of pure noise at time ``T``.
+
+        Without a seed the numbers come from torch's global state.
+        """
+        generator = None
         if seed is not None:
-            generator.manual_seed(seed)
+            generator = torch.Generator(device=device or "cpu").manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         return float(self.on_host("std", self.T)) * noise
 
@@ -274,7 +300,7 @@ class AffineSDE(ForwardSDE):
         x_hat = x / expand(torch.where(s == 0, n, s), x)
         a, b = self.backward_coefficients(t, eta)
         if not hasattr(model, "denoise_and_score"):
-            denoised = model(x_hat, sigma).to(x.dtype)
+            denoised = check_output(model(x_hat, sigma), x, "denoiser")
             return expand(a, x) * x + expand(b, x) * denoised
         # The score form is exact down to σ = 0, the denoiser form up to σ = ∞. Choosing between
         # coefficients, and not between results, keeps gradients free of the other form's poles.

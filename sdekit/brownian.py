@@ -1,7 +1,8 @@
 """Sources of noise. Schemes receive one; none draws its own numbers.
 
 For affine processes the clock is the variance ``σ²`` of the unscaled state, so that one path drives
-every process and every coordinate system; for a general SDE the clock is its time.
+every process and every coordinate system; for a general SDE the clock is its time. A scheme whose
+noise belongs to no interval of these, such as EDM's churn, says what clock it uses instead.
 """
 
 from __future__ import annotations
@@ -33,18 +34,23 @@ class IndependentNoise:
     Args:
         seed: One seed for the batch, or one seed per sample: sample ``i``'s noise then depends on
             ``seed[i]`` alone, whatever else is in the batch. ``None`` takes torch's global state.
+
+    Raises:
+        TypeError: If the seed is not a whole number, or a sequence of them.
     """
 
     def __init__(self, seed: int | Sequence[int] | None = None) -> None:
-        self._per_sample = seed is not None and np.ndim(seed) > 0
-        self._seeds = seed if isinstance(seed, Sequence) else [seed]
+        seeds = np.asarray([] if seed is None else seed)
+        if seeds.size and (seeds.ndim > 1 or seeds.dtype.kind not in "iu"):
+            raise TypeError(f"seed = {seed!r}; it must be a whole number, or one per sample")
+        self._per_sample = seed is not None and seeds.ndim == 1
+        self._seeds: list[int | None] = [None] if seed is None else seeds.ravel().tolist()
         self._generators: list[torch.Generator | None] | None = None
 
     def _streams(self, device: torch.device) -> list[torch.Generator | None]:
         if self._generators is None:
             self._generators = [
-                None if s is None else torch.Generator(device).manual_seed(int(s))
-                for s in self._seeds
+                None if s is None else torch.Generator(device).manual_seed(s) for s in self._seeds
             ]
         return self._generators
 
@@ -55,7 +61,8 @@ class IndependentNoise:
             ValueError: If there is one seed per sample, but not as many as samples.
         """
         streams = self._streams(like.device)
-        out = torch.empty_like(like, requires_grad=False)
+        # A fresh contiguous tensor: empty_like would fill in the memory order of like.
+        out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         if not self._per_sample:
             return out.normal_(generator=streams[0])
         if len(streams) != like.shape[0]:
@@ -112,7 +119,8 @@ class GridPath:
 
     def _index(self, clock: float) -> int:
         index = int(np.abs(self.points - clock).argmin())
-        if abs(self.points[index] - clock) > 1e-9 * max(1.0, abs(clock)):
+        spacing = np.diff(self.points[max(index - 1, 0) : index + 2]).min()
+        if abs(self.points[index] - clock) > 1e-4 * spacing:
             raise ValueError(
                 f"the path is not known at clock {clock:.12g}; the nearest of its points is "
                 f"{self.points[index]:.12g}. Give GridPath every point that the solver will ask for"
@@ -123,10 +131,16 @@ class GridPath:
         """Increment ``W(b) − W(a)``.
 
         Raises:
-            ValueError: If ``a`` or ``b`` is not one of the points.
+            ValueError: If ``a`` or ``b`` is not one of the points, or the shape is not the path's.
         """
+        if like.shape != self._path.shape[1:]:
+            raise ValueError(
+                f"the path has shape {tuple(self._path.shape[1:])}, the noise asked for has "
+                f"{tuple(like.shape)}; make the path in the shape of the state"
+            )
         return (self._path[self._index(b)] - self._path[self._index(a)]).to(like)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, independent of the path."""
-        return torch.empty_like(like, requires_grad=False).normal_(generator=self._generator)
+        out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return out.normal_(generator=self._generator)

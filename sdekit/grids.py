@@ -42,8 +42,9 @@ def _check(n: int, sigma_max: float, sigma_min: float, *, finite: bool = True) -
         )
     if finite and np.isinf(sigma_max):
         raise ValueError(
-            "this grid cannot start at sigma = ∞, where the process has no signal left; use "
-            "uniform_t, or a finite start such as sigma_max=80"
+            "this grid cannot start at sigma = ∞, where the process has no signal left; give a "
+            "finite start, as in sigmas=sdekit.grids.karras(n, 80.0, 0.002), or take a method in the "
+            "process's own time, such as 'heun_t'"
         )
 
 
@@ -58,9 +59,11 @@ def karras(
     """Uniform in ``σ^(1/ρ)`` (Karras et al. 2022, eq. 5).
 
     Raises:
-        ValueError: If ``n < 1`` or not ``0 < sigma_min < sigma_max < ∞``.
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or ``rho`` is not positive.
     """
     _check(n, sigma_max, sigma_min)
+    if not rho > 0:
+        raise ValueError(f"rho = {rho}; it must be positive")
     ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n + 1)
     return _ends(ramp**rho, sigma_max, sigma_min)
 

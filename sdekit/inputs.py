@@ -127,7 +127,7 @@ def resolve_grid(
     times: ArrayLike | None,
     adaptive: bool,
     denoise: bool,
-    flow: bool,
+    reversible: bool,
     sigma_range: tuple[float, float] | None = None,
 ) -> Array:
     """Return the grid of a solve: noise levels for an affine process, times for a general SDE.
@@ -140,7 +140,7 @@ def resolve_grid(
         times: Explicit times.
         adaptive: Whether a tolerance is given, so that the grid is a range with output points.
         denoise: Whether to end with a denoising step.
-        flow: Whether the problem may also be solved towards more noise.
+        reversible: Whether the problem may also be solved towards more noise.
         sigma_range: Range ``(sigma_max, sigma_min)`` of a grid of ``steps``; the process's if not
             given.
 
@@ -158,7 +158,7 @@ def resolve_grid(
         )
     if not isinstance(sde, AffineSDE):
         return _general_grid(
-            sde, steps=steps, sigmas=sigmas, times=times, denoise=denoise, flow=flow
+            sde, steps=steps, sigmas=sigmas, times=times, denoise=denoise, reversible=reversible
         )
     if sigmas is None and times is None:
         high, low = sigma_range or (sde.sigma_max, sde.sigma_min)
@@ -172,14 +172,25 @@ def resolve_grid(
         else:
             grid = solver.grid(inner, high, low, sde)
     elif times is not None:
-        grid = sde.on_host("sigma", _as_array(times, "times"))
+        grid = sde.on_host("sigma", _check_times(_as_array(times, "times"), sde))
     else:
         grid = _as_array(sigmas, "sigmas")
-    _check_monotone(grid, "sigmas" if times is None else "the noise levels at times", flow=flow)
+    name = "sigmas" if times is None else "the noise levels at times"
+    _check_monotone(grid, name, reversible=reversible)
+    if grid[0] == 0:
+        raise ValueError(f"{name} starts at 0, where the flow is singular; start above 0")
     if denoise and grid[-1] != 0:
         if grid[-1] > grid[0]:
             raise ValueError("denoise=True ends at sigma = 0, but the grid increases")
         grid = np.append(grid, 0.0)
+    if adaptive and grid[-1] == 0 and len(grid) == 2:
+        # A range down to the data: a tolerance rules it down to sigma_min, then comes denoising.
+        if grid[0] <= sde.sigma_min:
+            raise ValueError(
+                f"{name} goes from {grid[0]:g} to 0, below the process's sigma_min = "
+                f"{sde.sigma_min:g}; say where the denoising step starts, as in [{grid[0]:g}, σ, 0]"
+            )
+        grid = np.insert(grid, 1, sde.sigma_min)
     positive = grid[grid > 0]
     reached = sde.on_host("sigma", sde.on_host("time", positive))
     if not np.allclose(reached, positive, rtol=1e-6, atol=0):
@@ -198,7 +209,7 @@ def _general_grid(
     sigmas: ArrayLike | None,
     times: ArrayLike | None,
     denoise: bool,
-    flow: bool,
+    reversible: bool,
 ) -> Array:
     if sigmas is not None or denoise:
         raise ValueError(
@@ -207,9 +218,16 @@ def _general_grid(
         )
     if times is None:
         return np.linspace(sde.T, sde.t_min, (1 if steps is None else _check_steps(steps)) + 1)
-    grid = _as_array(times, "times")
-    _check_monotone(grid, "times", flow=flow)
+    grid = _check_times(_as_array(times, "times"), sde)
+    _check_monotone(grid, "times", reversible=reversible)
     return grid
+
+
+def _check_times(times: Array, sde: ForwardSDE) -> Array:
+    outside = times[~((times >= 0) & (times <= sde.T * (1 + 1e-12)))]
+    if len(outside):
+        raise ValueError(f"times contains {outside[0]:g}; it must lie in [0, T] = [0, {sde.T:g}]")
+    return times
 
 
 def _check_steps(steps: int) -> int:
@@ -229,24 +247,29 @@ def _as_array(values: ArrayLike | None, name: str) -> Array:
     return array
 
 
-def _check_monotone(grid: Array, name: str, *, flow: bool) -> None:
+def _check_monotone(grid: Array, name: str, *, reversible: bool) -> None:
     if np.isnan(grid).any() or (grid < 0).any():
         bad = grid[np.isnan(grid) | (grid < 0)][0]
         raise ValueError(f"{name} contains {bad:g}; every value must be a number >= 0")
     steps = np.diff(grid)
-    if (steps < 0).all() or (flow and (steps > 0).all() and grid[0] > 0):
+    upward = reversible and grid[-1] > grid[0]
+    wrong = steps <= 0 if upward else steps >= 0
+    if not wrong.any():
         return
-    if flow and (steps > 0).all():
-        raise ValueError(f"{name} starts at 0, where the flow is singular; start above 0")
-    order = "strictly decreasing" + (" (or strictly increasing, towards noise)" if flow else "")
-    at = int(np.argmax(steps >= 0))
+    order = "strictly decreasing" + (" (or increasing, towards noise)" if reversible else "")
+    at = int(np.argmax(wrong))
     raise ValueError(
         f"{name} must be {order}; found {grid[at]:g} followed by {grid[at + 1]:g} at position {at}"
     )
 
 
-def check_start(view: View, grid: Array) -> None:
-    """Refuse a start that the coordinates cannot represent, such as ``σ = ∞`` in `Noise`."""
+def check_start(view: View, grid: Array, *, stochastic: bool) -> None:
+    """Refuse a start that the solve cannot represent, such as ``σ = ∞`` in `Noise`."""
+    if stochastic and np.isinf(grid[0]):
+        raise ValueError(
+            "the reverse SDE has infinite drift and noise at σ = ∞; start at a finite noise level, "
+            "such as sigmas=sdekit.grids.karras(n, 80.0, 0.002), or solve the probability flow"
+        )
     with np.errstate(all="ignore"):
         start = view.tau(grid[:1])
     if not np.isfinite(start).all():

@@ -33,7 +33,8 @@ class _LinearBeta(AffineSDE):
 
     def __post_init__(self) -> None:
         check_times(self.T, self.t_min)
-        _check_positive(beta_min=self.beta_min, beta_max=self.beta_max)
+        last = self.beta_min + (self.beta_max - self.beta_min) * self.T
+        _check_positive(beta_min=self.beta_min, beta_max=self.beta_max, **{"beta(T)": last})
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate ``β(t) = β_min + (β_max − β_min) t``, elementwise."""
@@ -388,19 +389,21 @@ class DiscreteVP(AffineSDE):
         self.T, self.t_min = 1.0, float(knots[0])
         self._knots = torch.from_numpy(knots)
         log_sigma = 0.5 * (np.log1p(-alphas) - np.log(alphas))
+        self._first_slope = (log_sigma[1] - log_sigma[0]) / (knots[1] - knots[0])
         self._cubics = torch.from_numpy(PchipInterpolator(knots, log_sigma).c.copy())
 
     def __repr__(self) -> str:
         return f"DiscreteVP({len(self.alphas_cumprod)} levels)"
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level by interpolation of ``log σ``; outside the knots the end cubics go on."""
+        """Noise level by interpolation of ``log σ``; below the first knot ``log σ`` is linear."""
         knots, cubics = self._knots.to(t), self._cubics.to(t)
         index = torch.searchsorted(knots, t.detach().contiguous(), right=True) - 1
         index = index.clamp(0, cubics.shape[1] - 1)
-        offset = t - knots[index]
+        x = (t - knots[index]).clamp(min=0)
         c3, c2, c1, c0 = cubics[:, index]
-        return torch.exp(((c3 * offset + c2) * offset + c1) * offset + c0)
+        below = self._first_slope * (t - knots[0]).clamp(max=0)
+        return torch.exp(((c3 * x + c2) * x + c1) * x + c0 + below)
 
     def scale(self, t: Tensor) -> Tensor:
         """Scale ``1/sqrt(1 + σ²)``."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +22,12 @@ from .inputs import (
     resolve_grid,
 )
 from .sde import Model, ProbabilityFlow
-from .solution import Solution, Stats
+from .solution import Solution, SolveError, Stats
 from .solvers.adaptive import AdaptiveRK
 from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
 from .solvers.rk import RungeKutta
-from .solvers.view import AffineView, GeneralView, Problem, View
+from .solvers.view import AffineView, GeneralView, Problem, View, floats
 
 Array = NDArray[np.float64]
 
@@ -98,42 +96,42 @@ def solve(
         times=times,
         adaptive=adaptive,
         denoise=denoise,
-        flow=flow,
+        reversible=flow and not solver.scheme.stochastic,
     )
     if seed is not None and noise is not None:
         raise TypeError("got seed and noise; the noise has its own seed, give one of them")
     view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
-    check_start(view, grid)
-    factor = view.factor(float(grid[0]))
-    u = x if factor == 1.0 else x / factor
+    check_start(view, grid, stochastic=solver.scheme.stochastic)
+    factors = floats(view.factors(grid))
+    u = x if factors[0] == 1.0 else x / factors[0]
     if rtol is not None:
         tolerances = check_tolerances(rtol, atol, x.dtype)
-        u, states, stats, complete = _adaptive(
+        states, loop = _adaptive(
             view, solver, u, grid, *tolerances, max_nfe=max_nfe, progress=progress
         )
+        work = loop.progress
+        stats = Stats(int(work.steps.max(initial=0)), work.nfe, int(work.rejected.sum()))
+        stopped = np.flatnonzero(work.exhausted)
     else:
         source = IndependentNoise(seed) if noise is None else noise
-        u, states = integrate_fixed(
+        us = integrate_fixed(
             view, solver.scheme, u, grid, source, save=trajectory, progress=progress
         )
-        stats, complete = Stats(len(grid) - 1, np.full(len(x), view.nfe)), True
-    factors = [view.factor(float(level)) for level in (grid[1:] if trajectory else grid[-1:])]
+        states = [v * c for v, c in zip(us, factors[-len(us) :], strict=True)]
+        stats, stopped = Stats(len(grid) - 1, np.full(len(x), view.nfe)), np.array([])
     outcome: dict[str, str] = {}
-    if not complete:
+    if len(stopped):
         outcome = {
             "status": "max_nfe",
-            "message": f"Some samples used up max_nfe = {max_nfe} evaluations before the end and are "
-            "returned where they were; raise max_nfe or loosen rtol.",
+            "message": f"{len(stopped)} of {len(x)} samples (the first is {stopped[0]}) used up "
+            f"max_nfe = {max_nfe} evaluations before the end and are returned where they were; raise "
+            "max_nfe or loosen rtol.",
         }
     return Solution(
-        x=u * factors[-1],
+        x=states[-1],
         nfe=int(stats.nfe_per_sample.max(initial=0)),
         grid=grid,
-        trajectory=(
-            torch.stack([x, *(v * c for v, c in zip(states, factors, strict=True))])
-            if trajectory
-            else None
-        ),
+        trajectory=torch.stack([x, *states]) if trajectory else None,
         stats=stats,
         **outcome,
     )
@@ -149,28 +147,32 @@ def _adaptive(
     *,
     max_nfe: int,
     progress: bool,
-) -> tuple[Tensor, list[Tensor], Stats, bool]:
-    """Run the adaptive loop from grid point to grid point, then the denoising step if any."""
+) -> tuple[list[Tensor], AdaptiveRK]:
+    """Run the adaptive loop from grid point to grid point, then the denoising step if any.
+
+    Returns:
+        The process's states at the grid points after the first, and the loop. A sample whose
+        budget is used up stays where it was, at the scale of the process there.
+    """
     assert isinstance(solver.scheme, RungeKutta)
-    loop = AdaptiveRK(
-        view, solver.scheme.tableau, rtol=rtol, atol=atol, max_nfe=max_nfe, batch=len(u)
-    )
     ends_in_data = isinstance(view, AffineView) and grid[-1] == 0
-    tau = view.tau(grid[:-1] if ends_in_data else grid).tolist()
+    tau = view.tau(grid[:-1] if ends_in_data else grid)
+    loop = AdaptiveRK(
+        view, solver.scheme.tableau, rtol=rtol, atol=atol, max_nfe=max_nfe, start=tau[0], u=u
+    )
     states = []
-    for start, end in pairwise(tau):
-        u = loop.advance(u, start, end, progress=progress)
-        states.append(u)
-    work = loop.progress
+    for end in tau[1:]:
+        loop.advance(float(end), progress=progress)
+        states.append(loop.state())
     if isinstance(view, AffineView) and ends_in_data:
-        (node,) = view.nodes(view.tau(grid[-2:-1]))
-        u = view.denoise(view.unscale(node, u), node.level)
-        states.append(u)
-        work.nfe += 1
-    stats = Stats(int(work.steps.max(initial=0)), work.nfe, int(work.rejected.sum()))
-    return u, states, stats, not work.exhausted
+        left = torch.as_tensor(loop.progress.exhausted, device=u.device)
+        keep = left.reshape(-1, *(1,) * (u.ndim - 1))
+        states.append(torch.where(keep, states[-1], view.denoising_step(grid[-2])(loop.u)))
+        loop.progress.nfe += ~loop.progress.exhausted
+    return states, loop
 
 
+@torch.no_grad()
 def sample(
     process: AffineSDE,
     denoiser: Model,
@@ -179,45 +181,60 @@ def sample(
     method: str | Solver | None = None,
     steps: int | None = None,
     sigmas: ArrayLike | None = None,
+    times: ArrayLike | None = None,
     rtol: float | None = None,
-    eta: float = 1.0,
+    atol: float | None = None,
+    denoise: bool = False,
+    eta: float | None = None,
     seed: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    **options: Any,  # noqa: ANN401
+    progress: bool = False,
 ) -> Tensor:
-    """Draw samples: start from the process's prior and solve down to the data.
+    """Draw samples: start from pure noise and solve down to the data, without gradients.
 
-    A denoiser that knows the range of noise levels it was trained for (``sigma_min``,
-    ``sigma_max``) is not asked outside of it, unless ``sigmas`` does.
+    With ``steps`` or ``rtol`` the range is the process's, cut to the noise levels that the denoiser
+    was trained for if it says so (``sigma_max`` and ``sigma_min``). For gradients, trajectories or
+    statistics take `solve`.
 
     Args:
         process: An affine process.
-        denoiser: Callable ``(x_hat, sigma) -> x0_hat``.
+        denoiser: Callable ``(x_hat, sigma) -> x0_hat``; fix its conditioning by
+            ``functools.partial``.
         shape: Shape of the samples, ``(B, *event)``.
-        method: A name from `sdekit.methods` or a composed `Solver`; see `solve`.
-        steps: Number of steps.
+        method: A name from `sdekit.methods` or a composed `Solver`; see `solve`. Methods of the
+            reverse SDE and of the flow are accepted alike.
+        steps: Number of steps, a denoising one included.
         sigmas: Explicit noise levels, instead of steps.
-        rtol: Tolerance, instead of steps.
-        eta: Stochasticity, for methods of the reverse SDE.
+        times: Explicit times, instead of steps.
+        rtol: Relative tolerance, for methods with an error estimate.
+        atol: Absolute tolerance; ``rtol`` if not given.
+        denoise: Whether to end with a denoising step.
+        eta: Stochasticity of a method of the reverse SDE; 1 if not given.
         seed: Seed of start and noise, or one seed per sample.
         device: Device of the samples.
         dtype: Dtype of the solver's state, float32 or float64.
-        **options: Further arguments of `solve`.
+        progress: Whether to show a progress bar after two seconds.
 
     Returns:
-        The samples, at the scale of the process where the solve ends.
+        The samples, ``shape``, at the scale of the process where the solve ends.
 
     Raises:
         TypeError: If the process is not affine, or an argument is of the wrong kind.
         ValueError: If an argument is out of its range; see `solve`.
+        SolveError: If a state becomes non-finite, or an adaptive solve does not reach the end.
     """
     if not isinstance(process, AffineSDE):
         raise TypeError(
-            f"process is a {type(process).__name__}; sample needs an affine process, whose prior is "
-            "known. Draw a start for a general SDE yourself and call solve"
+            f"process is a {type(process).__name__}; sample needs an affine process, whose prior "
+            "is known. Draw a start for a general SDE yourself and call solve"
         )
     flow = method is None or named_solver(method).scheme.solves == "flow"
+    if flow and eta is not None:
+        raise ValueError(
+            f"eta = {eta}, but the method solves the probability flow, which has none; take a method "
+            "of the reverse SDE, such as 'euler_maruyama'"
+        )
     solver = choose_solver(method, flow=flow, affine=True, adaptive=rtol is not None)
     highest, lowest = trained_range(denoiser)
     grid = resolve_grid(
@@ -225,17 +242,31 @@ def sample(
         solver,
         steps=steps,
         sigmas=sigmas,
-        times=None,
+        times=times,
         adaptive=rtol is not None,
-        denoise=bool(options.pop("denoise", False)),
-        flow=False,
+        denoise=denoise,
+        reversible=False,
         sigma_range=(min(process.sigma_max, highest), max(process.sigma_min, lowest)),
     )
-    problem = process.probability_flow(denoiser) if flow else process.reverse(denoiser, eta)
+    problem = (
+        process.probability_flow(denoiser)
+        if flow
+        else process.reverse(denoiser, 1.0 if eta is None else eta)
+    )
     # One stream for the start and then the steps: the same numbers are never used twice.
     noise = IndependentNoise(seed)
     start = noise.normal(torch.empty(shape, device=device, dtype=dtype))
     std = float(process.on_host("std", process.on_host("time", grid[0])))
-    return solve(
-        problem, start * std, method=solver, sigmas=grid, rtol=rtol, noise=noise, **options
-    ).x
+    solution = solve(
+        problem,
+        start * std,
+        method=solver,
+        sigmas=grid,
+        rtol=rtol,
+        atol=atol,
+        noise=noise,
+        progress=progress,
+    )
+    if solution.status != "success":
+        raise SolveError(solution.message)
+    return solution.x

@@ -50,12 +50,33 @@ def as_time(t: float | Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(t, dtype=x.dtype, device=x.device)
 
 
+def check_output(value: Tensor, x: Tensor, what: str) -> Tensor:
+    """Return what a model said, in the state's dtype.
+
+    Raises:
+        TypeError: If it is not a tensor.
+        ValueError: If it does not have the state's shape, and would be broadcast silently.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"the {what} returned {type(value).__name__}; it must return a tensor shaped like its "
+            "input"
+        )
+    if value.shape != x.shape:
+        raise ValueError(
+            f"the {what} returned shape {tuple(value.shape)} for an input of shape "
+            f"{tuple(x.shape)}; it must return the input's shape"
+        )
+    return value.to(x.dtype)
+
+
 def noise_kind(G: Tensor, x: Tensor) -> str:
     """Read the kind of noise off the shape of the diffusion: scalar, diagonal or matrix.
 
     Args:
         G: Diffusion at ``x``: ``()`` or ``(B,)`` (scalar), ``(B, *event)`` (diagonal) or
-            ``(B, d, m)`` for a state of shape ``(B, d)`` (matrix).
+            ``(B, d, m)`` for a state of shape ``(B, d)`` (matrix). Two dimensions always mean
+            ``(B, d)``: a constant matrix has to be expanded to ``(B, d, m)``.
         x: State, ``(B, *event)``.
 
     Raises:
@@ -126,7 +147,10 @@ class ForwardSDE(ABC):
         Returns:
             Tensor of ``x``'s shape.
         """
-        flat = x.reshape(x.shape[0], -1)
+        if torch.is_inference_mode_enabled():  # which turns forward-mode AD off, without a word
+            with torch.inference_mode(False):
+                return self.diffusion_divergence(x.clone(), t.clone())
+        flat = x.flatten(1)
         columns = []
         for j in range(flat.shape[1]):
             direction = torch.zeros_like(flat)
@@ -158,7 +182,8 @@ class ForwardSDE(ABC):
             t: Time, ``()`` or ``(B,)``.
             eta: Stochasticity; 0 for the probability flow.
         """
-        spread = _gram(self.diffusion(x, t), x, model(x, t)) + self.diffusion_divergence(x, t)
+        score = check_output(model(x, t), x, "score")
+        spread = _gram(self.diffusion(x, t), x, score) + self.diffusion_divergence(x, t)
         return self.drift(x, t) - 0.5 * (1 + eta**2) * spread
 
     def reverse(self, score: Model, eta: float = 1.0) -> ReverseSDE:

@@ -258,11 +258,42 @@ def test_per_sample_seeds_make_samples_independent_of_the_batch(method):
     assert torch.equal(whole, torch.cat([draw(seeds[:2]), draw(seeds[2:])]))
     assert torch.equal(whole.flip(0), draw(seeds[::-1]))
     assert torch.equal(draw(seeds), whole)
+    assert torch.equal(draw(np.array(seeds)), whole)
+    assert torch.equal(draw(torch.tensor(seeds)), whole)
     one_seed = [
         sk.sample(sk.VP(), denoiser, (3, 2), method=method, steps=6, seed=s) for s in (1, 1, 2)
     ]
     assert torch.equal(one_seed[0], one_seed[1])
     assert not torch.equal(one_seed[0], one_seed[2])
+
+
+def test_noise_does_not_depend_on_memory_layout():
+    like = torch.empty((2, 3, 4, 4))
+    other = like.to(memory_format=torch.channels_last)
+    for seed in (0, [1, 2]):
+        first, second = (sk.IndependentNoise(seed).normal(x) for x in (like, other))
+        assert torch.equal(first, second)
+
+
+def test_start_and_first_step_use_different_numbers():
+    """One seed serves both; the first noise is not the start again."""
+    drawn = []
+
+    def denoiser(x, sigma):
+        drawn.append(x.clone())
+        return torch.zeros_like(x)
+
+    sk.sample(
+        sk.EDM(), denoiser, (400, 1), method="euler_maruyama", sigmas=[80.0, 40.0, 20.0], seed=0
+    )
+    start, second = drawn[0] / 80, drawn[1]
+    # x̂ = start + drift + noise with D = 0: the drift is linear in the start
+    slope = float((start * second).sum() / (start * start).sum())
+    noise = second - slope * start
+    assert abs(slope) < 15  # 80 − 2 · 40 from the drift; 69 more if the noise were the start
+    assert float(noise.std()) == pytest.approx(np.sqrt(80**2 - 40**2), rel=0.15)
+    one, two = (sk.VP().prior_sample((4, 2)) for _ in range(2))
+    assert not torch.equal(one, two)
 
 
 def test_adaptive_steps_do_not_depend_on_the_batch():
@@ -312,7 +343,62 @@ def test_running_out_of_budget_is_said():
     assert solved.status == "max_nfe"
     assert "raise max_nfe or loosen rtol" in solved.message
     assert solved.nfe <= 40
-    assert torch.isfinite(solved.x).all()
+    # They are returned at the process's scale where they stopped: near the prior's, under VP.
+    start = sk.VP().prior_sample((3, 3), seed=0, dtype=DOUBLE)
+    early = sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=30)
+    assert (early.x - start).abs().max() < 0.5
+    assert torch.equal(sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=1).x, start)
+    assert sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=1, denoise=True).nfe == 0
+
+
+def test_a_budget_is_each_sample_s_own():
+    """Samples that can pay reach the end, whatever their neighbours cost; no one overdraws."""
+    grid = sk.grids.log(6, 80.0, 0.01)
+    x = MIXTURE.sample(12, 80.0, seed=0)
+    free = sk.solve(FLOW, x, sigmas=grid, rtol=1e-6)
+    budget = int(np.median(free.stats.nfe_per_sample))
+    for trajectory in (False, True):
+        kept = sk.solve(FLOW, x, sigmas=grid, rtol=1e-6, max_nfe=budget, trajectory=trajectory)
+        assert kept.nfe <= budget
+        alone = [sk.solve(FLOW, row[None], sigmas=grid, rtol=1e-6, max_nfe=budget) for row in x]
+        assert 0 < sum(one.status == "success" for one in alone) < 12
+        torch.testing.assert_close(kept.x, torch.cat([one.x for one in alone]), rtol=0, atol=1e-10)
+    assert torch.equal(kept.trajectory[-1], kept.x)
+
+
+def test_adaptive_nfe_is_the_number_of_calls_each_sample_was_in():
+    calls = np.zeros(5, dtype=int)
+
+    def denoiser(x, sigma):
+        identity = x[:, 3:]  # D = x̂ there: it stays what it is, and says which sample this is
+        calls[identity[:, 0].long().numpy()] += 1
+        return torch.cat([MIXTURE(x[:, :3], sigma), identity], 1)
+
+    x = torch.cat([MIXTURE.sample(5, 80.0, seed=0), torch.arange(5.0, dtype=DOUBLE)[:, None]], 1)
+    for method in ("dopri5", "dopri5_t"):
+        for options in ({}, {"denoise": True}, {"sigmas": [80.0, 1.0, 0.0]}):
+            calls[:] = 0
+            flow = sk.EDM().probability_flow(denoiser)
+            solved = sk.solve(flow, x, method=method, rtol=1e-4, **options)
+            np.testing.assert_array_equal(calls, solved.stats.nfe_per_sample)
+
+
+def test_a_tolerance_rules_down_to_sigma_min_before_denoising():
+    """A range [σ, 0] is not one denoising step from σ."""
+    x = MIXTURE.sample(4, 80.0, seed=0)
+    ranged = sk.solve(FLOW, x, sigmas=[80.0, 0.0], rtol=1e-6)
+    explicit = sk.solve(FLOW, x, rtol=1e-6, denoise=True)
+    torch.testing.assert_close(ranged.x, explicit.x, rtol=0, atol=1e-12)
+
+
+def test_inference_mode_changes_nothing():
+    x = torch.rand((4, 2), generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    plain = Sheared().diffusion_divergence(x, torch.tensor(0.3, dtype=DOUBLE))
+    with torch.inference_mode():
+        x_inside, t = x.clone(), torch.tensor(0.3, dtype=DOUBLE)
+        torch.testing.assert_close(Sheared().diffusion_divergence(x_inside, t), plain)
+        inside = sk.solve(FLOW, X, steps=5).x
+    torch.testing.assert_close(sk.solve(FLOW, X, steps=5).x, inside)
 
 
 # --- no host reads --------------------------------------------------------------------------------
@@ -320,9 +406,10 @@ def test_running_out_of_budget_is_said():
 
 @pytest.mark.parametrize("name", list(sk.methods()))
 def test_fixed_grids_read_nothing_from_the_device(name, monkeypatch):
-    """bool, float, int, index, item, tolist and cpu of tensors are never called by a solve."""
+    """No step calls bool, float, int, index, item, tolist, cpu, numpy or nonzero of a tensor."""
     reads = []
-    for reader in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "cpu"):
+    readers = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "cpu", "numpy")
+    for reader in (*readers, "nonzero", "__array__"):
         original = getattr(torch.Tensor, reader)
 
         def counted(self, *args, _original=original, _reader=reader, **kwargs):
@@ -339,14 +426,22 @@ def test_fixed_grids_read_nothing_from_the_device(name, monkeypatch):
         process.probability_flow(MIXTURE) if scheme.solves == "flow" else process.reverse(MIXTURE)
     )
     x = torch.ones((4, 3), dtype=DOUBLE)
-    sk.solve(problem, x, method=name, steps=8, seed=0)
-    assert reads == []
+    grid = sk.grids.karras(8, 80.0, 0.02)
+    sk.solve(problem, x, method=name, sigmas=grid, seed=0)
+    before = len(reads)
+    # numpy() is called on host tensors while coefficients are prepared, and once after the loop
+    # on the check-sums: never in a step.
+    assert set(reads) <= {"numpy"}
+    reads.clear()
+    sk.solve(problem, x, method=name, sigmas=sk.grids.karras(80, 80.0, 0.02), seed=0)
+    assert len(reads) == before
 
 
 # --- the door -------------------------------------------------------------------------------------
 
 FLOW = sk.EDM().probability_flow(MIXTURE)
 REVERSE = sk.EDM().reverse(MIXTURE)
+VP_FLOW = sk.VP().probability_flow(MIXTURE)
 X = torch.ones((2, 3), dtype=DOUBLE)
 
 
@@ -430,9 +525,88 @@ X = torch.ones((2, 3), dtype=DOUBLE)
         ),
         (lambda: sk.GridPath([0.0, 0.0], (2,), seed=0), ValueError, "distinct"),
         (
-            lambda: sk.GridPath([0.0, 1.0], (2,), seed=0).increment(0.0, 0.5, X),
+            lambda: sk.GridPath([0.0, 1.0], (2, 3), seed=0).increment(0.0, 0.5, X),
             ValueError,
             "not known at clock 0.5",
+        ),
+        (
+            lambda: sk.GridPath([0.0, 1.0], (1, 3), seed=0).increment(0.0, 1.0, X),
+            ValueError,
+            r"path has shape \(1, 3\)",
+        ),
+        (lambda: sk.IndependentNoise(1.7), TypeError, "whole number"),
+        (lambda: sk.IndependentNoise([[1, 2]]), TypeError, "whole number"),
+        (
+            lambda: sk.solve(VP_FLOW, X, times=[1.0, -0.5]),
+            ValueError,
+            r"times contains -0.5.*\[0, 1\]",
+        ),
+        (lambda: sk.solve(VP_FLOW, X, times=[3.0, 0.5]), ValueError, "times contains 3"),
+        (lambda: sk.solve(FLOW, X, sigmas=[1.0, 2.0, 3.0, 2.5]), ValueError, "3 followed by 2.5"),
+        (lambda: sk.solve(FLOW, X, sigmas=[1e-4, 0.0], rtol=1e-3), ValueError, r"\[0.0001, σ, 0\]"),
+        (
+            lambda: sk.solve(FLOW, X, sigmas=[0.1, 1.0], method="edm_sde"),
+            ValueError,
+            "must be strictly decreasing",
+        ),
+        (
+            lambda: sk.solve(
+                sk.RectifiedFlow().reverse(MIXTURE), X, steps=5, method="euler_maruyama_t"
+            ),
+            ValueError,
+            "infinite drift and noise",
+        ),
+        (
+            lambda: sk.sample(sk.RectifiedFlow(), MIXTURE, (2, 3), steps=5),
+            ValueError,
+            "give a finite start",
+        ),
+        (
+            lambda: sk.sample(sk.VP(), MIXTURE, (2, 3), steps=5, eta=0.3),
+            ValueError,
+            "probability flow, which has none",
+        ),
+        (
+            lambda: sk.sample(sk.VP(), MIXTURE, (2, 3), rtol=1e-3, max_nfe=20),
+            TypeError,
+            "max_nfe",
+        ),
+        (
+            lambda: sk.solve(sk.EDM().probability_flow(lambda x, s: x.mul_(0.5)), X, steps=5),
+            ValueError,
+            "changed its input in place",
+        ),
+        (
+            lambda: sk.solve(Sheared().probability_flow(lambda x, t: x[:, :1]), X[:, :2], steps=5),
+            ValueError,
+            r"the score returned shape \(2, 1\)",
+        ),
+        (
+            lambda: sk.VP().probability_flow(lambda x, s: x[:, :1])(0.5, X),
+            ValueError,
+            r"the denoiser returned shape \(2, 1\)",
+        ),
+        (
+            lambda: sk.AffineSDE(scale=torch.ones_like, sigma=lambda t: torch.sin(3 * t)),
+            ValueError,
+            "does not increase",
+        ),
+        (lambda: sk.VP().perturb(X, 0.5, noise=X[0]), ValueError, "they must agree"),
+        (lambda: sk.grids.karras(5, 80.0, 0.002, rho=0.0), ValueError, "rho = 0"),
+        (
+            lambda: sk.PredictorCorrector(sk.RungeKutta(sk.tableaus.HEUN)),
+            ValueError,
+            "integrates the flow",
+        ),
+        (
+            lambda: sk.Tableau(c=(0.5, 1.0), a=((1.0,),), b=(0.5, 0.5), order=2),
+            ValueError,
+            "first stage time",
+        ),
+        (
+            lambda: sk.Tableau(c=(0.0,), a=(), b=(1.0,), order=1, b_error=(0.0,)),
+            ValueError,
+            "belong together",
         ),
         (
             lambda: sk.Tableau(c=(0.0, 1.0), a=((0.9,),), b=(0.5, 0.5), order=2),
@@ -471,7 +645,13 @@ def test_a_nan_is_named(options):
     numbered = torch.cat([x, torch.arange(3.0, dtype=DOUBLE)[:, None]], 1)
     with pytest.raises(sk.SolveError, match=r"in step \d+ of .*sample 2") as caught:
         sk.solve(flow, numbered, **options)
-    assert "σ = " in str(caught.value)
+    message = str(caught.value)
+    if "steps" in options:
+        grid = sk.grids.karras(10, 80.0, 0.002)
+        step = int(np.argmax(grid < 1.0))  # Heun evaluates at the end of a step
+        assert f"step {step} of 10, from σ = {grid[step - 1]:.6g} to {grid[step]:.6g}" in message
+    else:
+        assert float(message.split("σ = ")[1].split(":")[0]) == pytest.approx(1.0, abs=1e-4)
     x[1, 0] = torch.inf
     with pytest.raises(sk.SolveError, match=r"not finite|non-finite"):
         sk.solve(FLOW, x, **options)

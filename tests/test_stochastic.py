@@ -106,6 +106,27 @@ def test_edm_algorithm_2(product, start):
     torch.testing.assert_close(solved.x, expected, rtol=0, atol=1e-12)
 
 
+def test_churn_is_capped_and_the_registry_has_the_published_constants(product, start):
+    """γ <= √2 − 1 (EDM, algorithm 2), and the constants of EDM's table 5 and of score_sde."""
+    x, _ = start
+    scheme = sk.Churn(sk.RungeKutta(sk.tableaus.EULER), s_churn=100.0, s_min=0.0, s_max=9.0)
+    seen = []
+
+    def denoiser(x, sigma):
+        seen.append(float(sigma))
+        return product(x, sigma)
+
+    solver = Solver(scheme, sk.Noise(), sk.grids.log)
+    flow = sk.EDM().probability_flow(denoiser)
+    sk.solve(flow, x, method=solver, sigmas=[3.0, 2.0, 1.0], seed=0)
+    assert seen == pytest.approx([3.0 * np.sqrt(2), 2.0 * np.sqrt(2)])
+    churn = sk.methods()["edm_sde"].solver.scheme
+    assert (churn.s_churn, churn.s_min, churn.s_max, churn.s_noise) == (40, 0.05, 50, 1.003)
+    for name in ("pc", "pc_euler_maruyama"):
+        scheme = sk.methods()[name].solver.scheme
+        assert (scheme.snr, scheme.corrections) == (0.16, 1)
+
+
 @pytest.mark.parametrize("eta", [1.0, 0.6])
 def test_song_euler_maruyama(product, start, eta):
     """``x − [f x − ½(1 + η²) g² score] Δt + η g sqrt(Δt) z`` in VP's own time."""

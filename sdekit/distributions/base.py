@@ -238,7 +238,8 @@ def noise_weights(sigma: Sigma, x: Tensor) -> NoiseWeights:
         return NoiseWeights(
             signal, 1.0 if math.isinf(square) else square * signal, math.log1p(square)
         )
-    weight = sigma.to(x.device).square()
+    # In the wider precision of the two: a float32 level beside a float64 state would round.
+    weight = sigma.to(device=x.device, dtype=torch.promote_types(sigma.dtype, x.dtype)).square()
     scale = 1.0 / (1.0 + weight)
     noise = torch.where(weight.isinf(), 1.0, weight * scale)
     scale, noise, log_scale = (

@@ -33,13 +33,13 @@ class Progress:
         nfe: Network evaluations of each sample.
         steps: Accepted steps of each sample.
         rejected: Rejected steps of each sample.
-        exhausted: Whether a sample ran out of evaluations.
+        exhausted: Whether the sample has used up its evaluations, and stays where it is.
     """
 
     nfe: NDArray[np.int64]
     steps: NDArray[np.int64]
     rejected: NDArray[np.int64]
-    exhausted: bool = False
+    exhausted: NDArray[np.bool_]
 
 
 def _rms(x: Tensor) -> Array:
@@ -55,7 +55,7 @@ def _per_sample(values: NDArray[Any], like: Tensor) -> Tensor:
 
 
 class AdaptiveRK:
-    """An embedded pair stepping a batch from one value of ``τ`` to the next.
+    """An embedded pair that steps a batch through a range of ``τ``.
 
     Args:
         view: The problem, seen in coordinates.
@@ -63,24 +63,44 @@ class AdaptiveRK:
         rtol: Relative tolerance on the state, per step.
         atol: Absolute tolerance on the state, per step.
         max_nfe: Network evaluations that a sample may take.
-        batch: Number of samples.
+        start: Value of ``τ`` at which the samples are.
+        u: Their states, ``(B, *event)``.
+
+    Attributes:
+        u: The states now.
+        tau: Where each sample is, ``(B,)``.
+        progress: Work done by each sample.
     """
 
     def __init__(
-        self, view: View, tableau: Tableau, *, rtol: float, atol: float, max_nfe: int, batch: int
+        self,
+        view: View,
+        tableau: Tableau,
+        *,
+        rtol: float,
+        atol: float,
+        max_nfe: int,
+        start: float,
+        u: Tensor,
     ) -> None:
         assert tableau.b_error is not None
         assert tableau.error_order is not None
         self.view, self.tableau, self.error_weights = view, tableau, tableau.b_error
         self.rtol, self.atol, self.max_nfe = rtol, atol, max_nfe
         self.k = min(tableau.order, tableau.error_order) + 1
+        batch = len(u)
+        self.u, self.tau = u, np.full(batch, start)
         nfe, steps, rejected = np.zeros((3, batch), dtype=np.int64)
-        self.progress = Progress(nfe, steps, rejected)
+        self.progress = Progress(nfe, steps, rejected, np.zeros(batch, dtype=np.bool_))
         # Controller: the step each sample would take next, its last error, and whether the step
         # before was rejected. They live on from one stretch of the grid to the next.
         self.size: Array | None = None
         self.last_error = np.ones(batch)
         self.retry = np.zeros(batch, dtype=np.bool_)
+
+    def state(self) -> Tensor:
+        """States of the process: ``u`` times the factor where each sample is."""
+        return self.u * _per_sample(self.view.factors(self.view.level(self.tau)), self.u)
 
     def first_size(self, u: Tensor, slope: Tensor, start: Array, end: float) -> Array:
         """Choose the first steps (Hairer, Nørsett & Wanner 1993, section II.4); one evaluation."""
@@ -94,29 +114,33 @@ class AdaptiveRK:
         guess = np.minimum(guess, span)
         moved = torch.addcmul(u, _per_sample(direction * guess, u), slope)
         probe = self.view(self.view.node(start + direction * guess), moved)
-        self.progress.nfe += 1
         d2 = _rms((probe - slope) / scale) / guess
         steepest = np.maximum(d1, d2)
         better = (0.01 / np.maximum(steepest, 1e-15)) ** (1 / self.k)
         first: Array = np.minimum(np.minimum(100 * guess, better), span)
         return first
 
-    def advance(self, u: Tensor, start: float, end: float, *, progress: bool) -> Tensor:
-        """Step all samples from ``τ = start`` to ``τ = end``.
+    def advance(self, end: float, *, progress: bool) -> None:
+        """Step all samples that can still pay for it to ``τ = end``.
 
         Raises:
             SolveError: If a step size falls below round-off, as when the denoiser is not finite.
         """
-        tau, sign = np.full(len(u), start), np.sign(end - start)
-        slope = self.view(self.view.node(tau), u)
-        self.progress.nfe += 1
-        if self.size is None:
-            self.size = self.first_size(u, slope, tau, end)
+        active = self._affordable(np.arange(len(self.tau)), spare=2)
+        if not len(active):
+            return
+        begin, sign = self.tau.copy(), float(np.sign(end - self.tau[active[0]]))
         # u and slope hold the active samples only; host arrays hold all and are indexed by active.
-        result, active = u, np.arange(len(u))
+        u = self.u[torch.as_tensor(active, device=self.u.device)]
+        slope = self.view(self.view.node(self.tau[active]), u)
+        self.progress.nfe[active] += 1
+        if self.size is None:
+            self.size = np.zeros(len(self.tau))
+            self.size[active] = self.first_size(u, slope, self.tau[active], end)
+            self.progress.nfe[active] += 1
         with tqdm(total=1.0, delay=2, disable=not progress, desc="solving", leave=False) as bar:
-            while len(active) and self._affordable(active):
-                here = tau[active]
+            while len(active):
+                here = self.tau[active]
                 remaining = np.abs(end - here)
                 arrives = self.size[active] >= remaining * (1 - 1e-12)
                 trial = np.where(arrives, remaining, self.size[active])
@@ -128,25 +152,29 @@ class AdaptiveRK:
                 self._control(active, trial, error, arrives)
                 keep = _per_sample(accept, u).bool()
                 u, slope = torch.where(keep, new_u, u), torch.where(keep, new_slope, slope)
-                tau[active] = np.where(accept, np.where(arrives, end, here + sign * trial), here)
-                if (done := accept & arrives).any():
-                    result = self._put(result, active[done], u[self._on(done, u)])
-                    left = self._on(~done, u)
-                    u, slope, active = u[left], slope[left], active[~done]
-                bar.update(float(np.abs(tau - start).mean() / abs(end - start)) - bar.n)
-        self.progress.exhausted |= len(active) > 0
-        return self._put(result, active, u)
+                self.tau[active] = np.where(
+                    accept, np.where(arrives, end, here + sign * trial), here
+                )
+                left = self._affordable(active[~(accept & arrives)])
+                if len(left) < len(active):
+                    stays = np.isin(active, left)
+                    self._put(active[~stays], u[self._on(~stays, u)])
+                    u, slope, active = u[self._on(stays, u)], slope[self._on(stays, u)], left
+                done = np.abs(self.tau - begin) / np.maximum(np.abs(end - begin), 1e-300)
+                bar.update(float(done.mean()) - bar.n)
 
-    def _affordable(self, active: NDArray[np.int64]) -> bool:
-        return bool(self.progress.nfe[active].max() + len(self.tableau.c) <= self.max_nfe)
+    def _affordable(self, active: NDArray[np.int64], spare: int = 0) -> NDArray[np.int64]:
+        """Return the samples that can pay for a trial step (and some more); mark the others."""
+        poor = self.progress.nfe[active] + len(self.tableau.c) + spare > self.max_nfe
+        self.progress.exhausted[active] |= poor
+        return active[~self.progress.exhausted[active]]
 
     @staticmethod
     def _on(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
         return torch.as_tensor(mask, device=like.device)
 
-    @staticmethod
-    def _put(result: Tensor, rows: NDArray[np.int64], values: Tensor) -> Tensor:
-        return result.index_copy(0, torch.as_tensor(rows, device=result.device), values)
+    def _put(self, rows: NDArray[np.int64], values: Tensor) -> None:
+        self.u = self.u.index_copy(0, torch.as_tensor(rows, device=self.u.device), values)
 
     def _control(
         self,

@@ -22,7 +22,7 @@ def integrate_fixed(
     *,
     save: bool,
     progress: bool,
-) -> tuple[Tensor, list[Tensor]]:
+) -> list[Tensor]:
     """Integrate over a grid; no value of a tensor is read by the host inside the loop.
 
     Args:
@@ -35,7 +35,7 @@ def integrate_fixed(
         progress: Whether to show a progress bar once the loop has run for two seconds.
 
     Returns:
-        The final state, and the states after each step if they were kept.
+        The final state, after the states before it if they were kept.
 
     Raises:
         SolveError: If a state is not finite. The check sums each sample after each step on the
@@ -50,10 +50,10 @@ def integrate_fixed(
     for n in tqdm(range(steps), delay=2, disable=not progress, desc="solving", leave=False):
         u = step(n, u)
         torch.sum(u.detach().flatten(1), 1, out=checks[n + 1])
-        if save:
+        if save or n == steps - 1:
             states.append(u)
     _raise_if_not_finite(checks.numpy(force=True), grid, view.symbol)
-    return u, states
+    return states
 
 
 def _raise_if_not_finite(checks: Array, grid: Array, symbol: str) -> None:

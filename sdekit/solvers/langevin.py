@@ -36,7 +36,8 @@ class PredictorCorrector(Scheme):
         corrections: Langevin steps per predictor step.
 
     Raises:
-        ValueError: If ``snr`` is not positive, or ``corrections`` is less than 1.
+        ValueError: If the predictor does not integrate reverse SDEs, ``snr`` is not positive, or
+            ``corrections`` is less than 1.
     """
 
     solves = "sde"
@@ -44,6 +45,11 @@ class PredictorCorrector(Scheme):
     affine_only = True
 
     def __init__(self, predictor: Scheme, *, snr: float = 0.16, corrections: int = 1) -> None:
+        if predictor.solves != "sde":
+            raise ValueError(
+                f"{type(predictor).__name__} integrates the flow; a predictor integrates the reverse "
+                "SDE, as EulerMaruyama or ReverseDiffusion do"
+            )
         if not snr > 0 or corrections < 1:
             raise ValueError(
                 f"snr = {snr}, corrections = {corrections}; a positive snr and at least one "

@@ -49,7 +49,8 @@ class Method:
         scheme = self.solver.scheme
         if not scheme.stochastic:
             return "none"
-        return "additive" if scheme.affine_only or self.coordinates != "Native" else "any"
+        native = isinstance(self.solver.coordinates, Native)
+        return "any" if native and not scheme.affine_only else "additive"
 
     @property
     def coordinates(self) -> str:
@@ -86,6 +87,13 @@ COLUMNS = (
 )
 
 
+class UnknownMethodError(ValueError, KeyError):
+    """A name that is not in the registry: a bad value to a solve, a missing key to a mapping."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Registry(Mapping[str, Method]):
     """The methods by name; printing it shows the table."""
 
@@ -96,7 +104,7 @@ class Registry(Mapping[str, Method]):
         if name not in self._methods:
             near = difflib.get_close_matches(str(name), self._methods, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
+            raise UnknownMethodError(
                 f"unknown method {name!r}; {hint}sdekit.methods() lists all: "
                 f"{', '.join(self._methods)}"
             )
@@ -120,23 +128,28 @@ class Registry(Mapping[str, Method]):
         )
 
 
+# Tableau, its source, and that of the sampler that it is in noise coordinates.
 _TABLEAUS = {
-    "euler": (EULER, "Euler; in Noise: DDIM, Song et al. 2021, eq. 12"),
-    "heun": (HEUN, "Heun; in Noise: Karras et al. 2022, alg. 1"),
-    "midpoint": (MIDPOINT, "Runge 1895"),
-    "rk4": (RK4, "Kutta 1901"),
-    "dopri5": (DORMAND_PRINCE, "Dormand & Prince 1980; error weights of Shampine 1986"),
+    "euler": (EULER, "Euler 1768", "DDIM: Song, Meng & Ermon 2021, eq. 12 with σ = 0"),
+    "heun": (HEUN, "Heun 1900", "Karras et al. 2022, alg. 1"),
+    "midpoint": (MIDPOINT, "Runge 1895", "Runge 1895"),
+    "rk4": (RK4, "Kutta 1901", "Kutta 1901"),
+    "dopri5": (
+        DORMAND_PRINCE,
+        "Dormand & Prince 1980; error of Shampine 1986",
+        "Dormand & Prince 1980; error of Shampine 1986",
+    ),
 }
 
 _METHODS = Registry(
     (
         *(
             Method(name, Solver(RungeKutta(tableau), Noise(), karras), source)
-            for name, (tableau, source) in _TABLEAUS.items()
+            for name, (tableau, _, source) in _TABLEAUS.items()
         ),
         *(
             Method(f"{name}_t", Solver(RungeKutta(tableau), Native(), uniform_t), source)
-            for name, (tableau, source) in _TABLEAUS.items()
+            for name, (tableau, source, _) in _TABLEAUS.items()
         ),
         Method(
             "edm_sde",

@@ -41,6 +41,10 @@ class Tableau:
         stages = len(self.c)
         if [len(row) for row in self.a] != list(range(1, stages)) or len(self.b) != stages:
             raise ValueError(f"a tableau of {stages} stages needs rows of 1 … {stages - 1} entries")
+        if self.c[0] != 0:
+            raise ValueError(f"the first stage time of an explicit tableau is 0, not {self.c[0]}")
+        if (self.b_error is None) != (self.error_order is None):
+            raise ValueError("b_error and error_order belong together; give both or neither")
         if not np.allclose([sum(row) for row in self.a], self.c[1:], rtol=0, atol=1e-12):
             raise ValueError("each row of a tableau must sum to its stage time c")
         if abs(sum(self.b) - 1) > 1e-12:

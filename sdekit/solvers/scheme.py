@@ -1,7 +1,7 @@
 """The contract of a scheme: a declaration, and a step prepared from it.
 
-A scheme knows nothing of diffusion models. It declares its order and cost, and turns a view and a
-grid into a function ``step(n, u) -> u`` that the one fixed-grid loop calls.
+A scheme is a textbook integrator: what it integrates comes from a view. It declares its order and
+cost, and turns a view and a grid into a function ``step(n, u) -> u``, which the fixed-grid loop calls.
 """
 
 from __future__ import annotations
@@ -59,11 +59,9 @@ class Scheme(ABC):
             return self.stepper(view, grid, noise)
         last = len(grid) - 2
         step = self.stepper(view, grid[:-1], noise) if last else None
-        (node,) = view.nodes(view.tau(grid[-2:-1]))
+        denoise = view.denoising_step(grid[-2])
 
         def step_or_denoise(n: int, u: Tensor) -> Tensor:
-            if n < last and step is not None:
-                return step(n, u)
-            return view.denoise(view.unscale(node, u), node.level)
+            return step(n, u) if n < last and step is not None else denoise(u)
 
         return step_or_denoise

@@ -143,13 +143,11 @@ class Churn(Scheme):
         inner = int(np.count_nonzero(grid[1:]))
         tau = view.tau(high)
         flow = self.scheme.between(view, tau[:inner], view.tau(grid[1 : inner + 1]))
-        nodes = view.nodes(tau)
+        denoise = view.denoising_step(high[-1])
 
         def step(n: int, u: Tensor) -> Tensor:
             if churned[n]:
                 u = keep[n] * u + spread[n] * noise.increment(n / count, (n + 1) / count, u)
-            if n < inner:
-                return flow(n, u)
-            return view.denoise(view.unscale(nodes[n], u), nodes[n].level)
+            return flow(n, u) if n < inner else denoise(u)
 
         return step

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..affine import AffineSDE
 from ..brownian import NoiseSource
 from ..coordinates import Coordinates
-from ..sde import ProbabilityFlow, ReverseSDE, diffuse, noise_kind
+from ..sde import ProbabilityFlow, ReverseSDE, check_output, diffuse, noise_kind
 
 Array = NDArray[np.float64]
 Problem: TypeAlias = ProbabilityFlow | ReverseSDE
@@ -87,8 +87,8 @@ class View(ABC):
         """Prepare the noise terms of the steps of a grid: ``kick(n, u)`` is that of step ``n``."""
 
     @abstractmethod
-    def factor(self, level: float) -> float:
-        """Number by which ``u`` is multiplied to give the process's state at a grid value."""
+    def factors(self, levels: Array) -> Array:
+        """Numbers by which ``u`` is multiplied to give the process's state at grid values."""
 
 
 class AffineView(View):
@@ -130,22 +130,23 @@ class AffineView(View):
         """Call the denoiser, count the call, and return the result in the state's dtype.
 
         Raises:
-            ValueError: If the denoiser changes the shape.
+            ValueError: If the denoiser returns another shape, or changes its input in place.
             TypeError: If it does not return a tensor.
         """
         self.nfe += 1
-        denoised = self.problem.model(x_hat, sigma)
-        if not isinstance(denoised, Tensor):
-            raise TypeError(
-                f"the denoiser returned {type(denoised).__name__}; it must return a tensor shaped "
-                "like its input"
-            )
-        if denoised.shape != x_hat.shape:
+        version = None if x_hat.is_inference() else x_hat._version
+        denoised = check_output(self.problem.model(x_hat, sigma), x_hat, "denoiser")
+        if version is not None and x_hat._version != version:
             raise ValueError(
-                f"the denoiser returned shape {tuple(denoised.shape)} for an input of shape "
-                f"{tuple(x_hat.shape)}; it must return the estimate of x0, in the input's shape"
+                "the denoiser changed its input in place, which is the solver's state; let it work on "
+                "a copy"
             )
-        return denoised.to(x_hat.dtype)
+        return denoised
+
+    def denoising_step(self, sigma: float) -> Callable[[Tensor], Tensor]:
+        """Prepare the step from ``σ`` to 0, ``x̂ = D(h u, σ)``: its result is ``x̂``, not ``u``."""
+        (node,) = self.nodes(self.tau(np.array([sigma])))
+        return lambda u: self.denoise(self.unscale(node, u), node.level)
 
     def unscale(self, node: Node, u: Tensor) -> Tensor:
         """Unscaled state ``x̂ = h u``."""
@@ -161,13 +162,12 @@ class AffineView(View):
         scale = floats(self.problem.eta * self.coordinates.noise_scale(tau))
         return lambda n, u: noise.increment(variance[n + 1], variance[n], u) * scale[n]
 
-    def factor(self, level: float) -> float:
-        """``s h``; at ``σ = ∞``, where ``u`` is a multiple of ``ε``, ``(s σ) h``."""
-        if level == 0:  # a denoised state: x̂ itself, and s = 1
-            return 1.0
-        t = self.process.on_host("time", level)
+    def factors(self, levels: Array) -> Array:
+        """``s h``; ``(s σ) h`` at ``σ = ∞``, where ``u`` is a multiple of ``ε``; 1 at ``σ = 0``."""
+        noisy = np.where(levels == 0, 1.0, levels)  # a denoised state is x̂ itself, and s = 1
+        t = self.process.on_host("time", noisy)
         s, n = self.process.on_host("scale", t), self.process.on_host("std", t)
-        return float(np.where(s == 0, n, s) * self.coordinates.h(np.asarray(level)))
+        return np.where(levels == 0, 1.0, np.where(s == 0, n, s) * self.coordinates.h(noisy))
 
 
 class GeneralView(View):
@@ -208,6 +208,6 @@ class GeneralView(View):
 
         return kick
 
-    def factor(self, level: float) -> float:
+    def factors(self, levels: Array) -> Array:
         """1."""
-        return 1.0
+        return np.ones_like(levels)

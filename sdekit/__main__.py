@@ -1,0 +1,5 @@
+"""``python -m sdekit``."""
+
+from .cli import app
+
+app(prog_name="sdekit")

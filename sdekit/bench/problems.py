@@ -1,0 +1,194 @@
+"""The problems of the benchmark, and their reference solutions.
+
+All work in the unscaled state `x̂`, where the probability flow of every affine process is the same:
+from `x̂` at `SIGMA_MAX` to `x̂` at `SIGMA_MIN`, in float64.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ..digits import load_digits_denoiser
+from ..distributions import GaussianMixture
+from ..processes import EDM, VP
+from ..sampling import solve
+from ..sde import Model
+from ..solution import Solution
+from ..solvers.registry import Solver
+
+SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
+
+# Gives the methods in native coordinates their time, and the grids in time theirs. In the other
+# coordinates the process drops out.
+PROCESS = VP()
+
+# Below 1e-12 the round-off of some thousand steps shows: the references no longer come closer.
+REFERENCE_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A denoiser and the states to start from.
+
+    Attributes:
+        name: Name on the command line.
+        title: What it is, for headings.
+        denoiser: Callable ``(x_hat, sigma) -> x0_hat``.
+        start: States `x̂` at `SIGMA_MAX`, ``(B, *event)``, float64.
+    """
+
+    name: str
+    title: str
+    denoiser: Model
+    start: Tensor
+
+    def solve(self, method: str | Solver, **options: Any) -> tuple[Tensor, Solution]:  # noqa: ANN401
+        """Solve the flow of `PROCESS` by `sdekit.solve`; return the final `x̂` and the solution."""
+        scale = PROCESS.on_host("scale", PROCESS.on_host("time", np.array([SIGMA_MAX, SIGMA_MIN])))
+        solution = solve(
+            PROCESS.probability_flow(self.denoiser), self.start * scale[0], method=method, **options
+        )
+        return solution.x / scale[1], solution
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference solution and how far it can be trusted.
+
+    Attributes:
+        x: Final states `x̂` at `SIGMA_MIN`, of sdekit's adaptive Dormand–Prince 5(4).
+        discrepancy: RMS distance to the same by scipy's DOP853, another code of another order.
+        nfe: Network evaluations of both, the largest count of a sample.
+        seconds: Wall time of both.
+    """
+
+    x: Tensor
+    discrepancy: float
+    nfe: tuple[int, int]
+    seconds: tuple[float, float]
+
+    @property
+    def floor(self) -> float:
+        """Error below which a method cannot be told from the reference."""
+        return 10 * self.discrepancy
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square over batch and components."""
+    return float(x.square().mean().sqrt())
+
+
+def solve_reference(problem: Problem) -> Reference:
+    """Solve a problem as accurately as float64 allows, twice.
+
+    Raises:
+        RuntimeError: If one of the two solves does not reach the end.
+    """
+    begin = time.perf_counter()
+    x, solution = problem.solve(
+        "dopri5",
+        sigmas=[SIGMA_MAX, SIGMA_MIN],
+        rtol=REFERENCE_TOLERANCE,
+        atol=REFERENCE_TOLERANCE,
+        max_nfe=1_000_000,
+    )
+    if solution.status != "success":
+        raise RuntimeError(f"no reference for {problem.name}: {solution.message}")
+    between = time.perf_counter()
+    check, nfe = _scipy_solution(problem)
+    end = time.perf_counter()
+    return Reference(x, rms(x - check), (solution.nfe, nfe), (between - begin, end - between))
+
+
+def _scipy_solution(problem: Problem) -> tuple[Tensor, int]:
+    """Solve by DOP853 in `λ = −log σ`, which takes two thirds of the evaluations of `σ`."""
+    # In EDM's process the time is σ and the state is x̂, so scipy checks the scaling of VP, too.
+    flow = EDM().probability_flow(problem.denoiser).numpy(tuple(problem.start.shape))
+
+    def fun(lam: float, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        sigma = math.exp(-lam)
+        return -sigma * flow(sigma, y)
+
+    result = solve_ivp(
+        fun,
+        (-math.log(SIGMA_MAX), -math.log(SIGMA_MIN)),
+        problem.start.flatten().numpy(),
+        method="DOP853",
+        rtol=REFERENCE_TOLERANCE,
+        atol=REFERENCE_TOLERANCE,
+    )
+    if not result.success:
+        raise RuntimeError(f"no reference for {problem.name}: {result.message}")
+    return torch.from_numpy(result.y[:, -1].copy()).view_as(problem.start), int(result.nfev)
+
+
+def mixture2d(samples: int, seed: int) -> Problem:
+    """Seven narrow modes of unequal weight, on a circle and in its centre."""
+    angle = torch.arange(6, dtype=torch.float64) * (math.pi / 3)
+    circle = torch.stack([angle.cos(), angle.sin()], dim=1)
+    law = GaussianMixture(
+        np.array([1, 2, 3, 1, 2, 3, 2]) / 14,
+        torch.cat([circle, torch.zeros(1, 2, dtype=torch.float64)]),
+        0.1**2 * np.ones(7),
+    )
+    return _mixture("mixture2d", "mixture of 7 Gaussians in 2-D", law, samples, seed)
+
+
+def mixture16d(samples: int, seed: int) -> Problem:
+    """Ten components with full covariances."""
+    law = GaussianMixture.random(components=10, dim=16, seed=0)
+    return _mixture("mixture16d", "mixture of 10 Gaussians in 16-D", law, samples, seed)
+
+
+def _mixture(name: str, title: str, law: GaussianMixture, samples: int, seed: int) -> Problem:
+    start = law.sample(samples, sigma=SIGMA_MAX, seed=seed, dtype=torch.float64)
+    return Problem(name, title, law, start)
+
+
+def digits(samples: int, seed: int) -> Problem:
+    """The trained network that ships with the package: stiff and rough where mixtures are not."""
+    source = torch.Generator().manual_seed(seed)
+    noise = torch.randn(samples, 1, 8, 8, generator=source, dtype=torch.float64)
+    denoiser = load_digits_denoiser(dtype=torch.float64)
+    return Problem("digits", "trained network, 8 × 8 digits", denoiser, SIGMA_MAX * noise)
+
+
+PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
+    "mixture2d": mixture2d,
+    "mixture16d": mixture16d,
+    "digits": digits,
+}
+
+
+def check_problem_name(name: str) -> None:
+    """Raise `ValueError` if there is no such problem."""
+    if name not in PROBLEMS:
+        near = difflib.get_close_matches(name, PROBLEMS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown problem {name!r}; {hint}there are {', '.join(PROBLEMS)}")
+
+
+def make_problem(name: str, *, samples: int = 64, seed: int = 0) -> Problem:
+    """Build a problem by name.
+
+    Args:
+        name: A key of `PROBLEMS`.
+        samples: Number of start states.
+        seed: Seed of the start states; the laws and the network are always the same.
+
+    Raises:
+        ValueError: If there is no such problem.
+    """
+    check_problem_name(name)
+    return PROBLEMS[name](samples, seed)
