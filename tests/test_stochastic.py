@@ -342,7 +342,7 @@ class Impulses:
         return out
 
 
-def final_variance(solver: Solver, n: int, variance: float) -> float:
+def final_variance(solver: Solver, n: int, variance: float, noise=Impulses) -> float:
     """Exact variance of the solver's output for data N(0, variance): every step is linear."""
     law = Gaussian([0.0], [[variance]])
     process = sk.VP() if isinstance(solver.coordinates, sk.Native) else sk.EDM()
@@ -355,7 +355,7 @@ def final_variance(solver: Solver, n: int, variance: float) -> float:
     x[0] = start * np.sqrt(variance + HIGH**2)
     churn = isinstance(solver.scheme, sk.Churn)
     problem = process.probability_flow(law) if churn else process.reverse(law)
-    solved = sk.solve(problem, x, method=solver, sigmas=sigmas, noise=Impulses())
+    solved = sk.solve(problem, x, method=solver, sigmas=sigmas, noise=noise())
     return float((solved.x / end).square().sum())
 
 
@@ -369,6 +369,11 @@ def test_weak_order_by_propagating_the_law(name):
 
     measured = measure_order(error, [64, 128, 256, 512])
     assert measured == pytest.approx(solver.scheme.weak_order, abs=0.15)
+    # Halved noise leaves an error that does not converge.
+    broken = [
+        abs(final_variance(solver, n, 0.5, lambda: Halved(Impulses())) - exact) for n in (64, 512)
+    ]
+    assert broken[1] > 0.5 * broken[0] > 0.01
 
 
 @pytest.mark.parametrize("name", ["pc", "pc_euler_maruyama"])

@@ -92,9 +92,10 @@ class AdaptiveRK:
         self.u, self.tau = u, np.full(batch, start)
         nfe, steps, rejected = np.zeros((3, batch), dtype=np.int64)
         self.progress = Progress(nfe, steps, rejected, np.zeros(batch, dtype=np.bool_))
+        self.slope: Tensor | None = None  # at the states, where the next stretch begins
         # Controller: the step each sample would take next, its last error, and whether the step
         # before was rejected. They live on from one stretch of the grid to the next.
-        self.size: Array | None = None
+        self.size = np.zeros(batch)
         self.last_error = np.ones(batch)
         self.retry = np.zeros(batch, dtype=np.bool_)
 
@@ -126,18 +127,18 @@ class AdaptiveRK:
         Raises:
             SolveError: If a step size falls below round-off, as when the denoiser is not finite.
         """
-        active = self._affordable(np.arange(len(self.tau)), spare=2)
+        starting = self.slope is None
+        active = self._affordable(np.arange(len(self.tau)), spare=2 if starting else 0)
         if not len(active):
             return
         begin, sign = self.tau.copy(), float(np.sign(end - self.tau[active[0]]))
+        if self.slope is None:
+            self.slope = self.view(self.view.node(self.tau), self.u)
+            self.size = self.first_size(self.u, self.slope, self.tau, end)
+            self.progress.nfe += 2
         # u and slope hold the active samples only; host arrays hold all and are indexed by active.
-        u = self.u[torch.as_tensor(active, device=self.u.device)]
-        slope = self.view(self.view.node(self.tau[active]), u)
-        self.progress.nfe[active] += 1
-        if self.size is None:
-            self.size = np.zeros(len(self.tau))
-            self.size[active] = self.first_size(u, slope, self.tau[active], end)
-            self.progress.nfe[active] += 1
+        rows = torch.as_tensor(active, device=self.u.device)
+        u, slope = self.u[rows], self.slope[rows]
         with tqdm(total=1.0, delay=2, disable=not progress, desc="solving", leave=False) as bar:
             while len(active):
                 here = self.tau[active]
@@ -158,7 +159,10 @@ class AdaptiveRK:
                 left = self._affordable(active[~(accept & arrives)])
                 if len(left) < len(active):
                     stays = np.isin(active, left)
-                    self._put(active[~stays], u[self._on(~stays, u)])
+                    leaves = self._on(~stays, u)
+                    rows = torch.as_tensor(active[~stays], device=u.device)
+                    self.u = self.u.index_copy(0, rows, u[leaves])
+                    self.slope = self.slope.index_copy(0, rows, slope[leaves])
                     u, slope, active = u[self._on(stays, u)], slope[self._on(stays, u)], left
                 done = np.abs(self.tau - begin) / np.maximum(np.abs(end - begin), 1e-300)
                 bar.update(float(done.mean()) - bar.n)
@@ -173,9 +177,6 @@ class AdaptiveRK:
     def _on(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
         return torch.as_tensor(mask, device=like.device)
 
-    def _put(self, rows: NDArray[np.int64], values: Tensor) -> None:
-        self.u = self.u.index_copy(0, torch.as_tensor(rows, device=self.u.device), values)
-
     def _control(
         self,
         active: NDArray[np.int64],
@@ -184,7 +185,6 @@ class AdaptiveRK:
         arrives: NDArray[np.bool_],
     ) -> None:
         """Count a trial step and choose the next sizes of its samples."""
-        assert self.size is not None
         accept, work = error <= 1, self.progress
         work.nfe[active] += len(self.tableau.c) - (1 if self.tableau.fsal else 0)
         work.steps[active] += accept
