@@ -28,6 +28,9 @@ from .sde import (
     expand,
 )
 
+# Where a drift is continued to negative times, in units of T.
+_NEAR_ZERO = 1e-6
+
 Schedule = Callable[[Tensor], Tensor | float]
 
 
@@ -294,7 +297,10 @@ class AffineSDE(ForwardSDE):
         At ``σ = 0`` the drift is ``f x − ½(1 + η²) g² ∇ log p``, which needs a model that knows its
         score there (``denoise_and_score``, as the closed-form distributions); from a plain
         denoiser it is not a number. Where ``σ = ∞`` the denoiser is handed ``ε = x / (s σ)``.
+        Solvers that step over their end and interpolate back, as torchdiffeq's do, ask for times
+        below 0: the drift goes on there with its value close to 0.
         """
+        t = torch.where(t < 0, _NEAR_ZERO * self.T, t)
         s, n = self.scale(t), self.std(t)
         sigma = self.sigma(t)
         x_hat = x / expand(torch.where(s == 0, n, s), x)

@@ -60,6 +60,20 @@ def test_torchdiffeq_and_scipy_integrate_the_flow(process, product):
         assert (end - exact).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("process", [sk.EDM(), sk.VP()], ids=["EDM", "VP"])
+@pytest.mark.parametrize("knows_score", [True, False])
+def test_torchdiffeq_may_step_over_the_end(process, knows_score):
+    """Down to t_min torchdiffeq's last trial steps reach below t = 0 before it interpolates back."""
+    law = Gaussian(np.zeros(2), np.diag([0.5, 0.2]).tolist())
+    model = law if knows_score else lambda x, sigma: law(x, sigma)
+    x = process.prior_sample((4, 2), seed=0, dtype=DOUBLE)
+    times = torch.tensor([process.T, process.t_min], dtype=DOUBLE)
+    flow = process.probability_flow(model)
+    theirs = torchdiffeq.odeint(flow, x, times, rtol=1e-8, atol=1e-8)[-1]
+    exact = law.flow(x / scale(process, process.sigma_max), process.sigma_max, process.sigma_min)
+    assert (theirs / scale(process, process.sigma_min) - exact).abs().max() < 1e-5
+
+
 class Bridge:
     """torchsde's Brownian motion on the upward time r, as a noise source for `solve`."""
 
@@ -265,6 +279,31 @@ def test_per_sample_seeds_make_samples_independent_of_the_batch(method):
     ]
     assert torch.equal(one_seed[0], one_seed[1])
     assert not torch.equal(one_seed[0], one_seed[2])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    event=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    method=st.sampled_from(list(sk.methods())),
+    seed=st.integers(0, 100),
+)
+def test_any_event_shape_is_solved_alike(event, method, seed):
+    """(B, *event) and its flattened form have the same solution, for an elementwise denoiser."""
+
+    def denoiser(x, sigma):
+        return torch.tanh(x) / (1 + sigma**2)
+
+    flat = (3, int(np.prod(event)))
+    process = sk.VP()
+    scheme = sk.methods()[method].solver.scheme
+    problem = (
+        process.probability_flow(denoiser) if scheme.solves == "flow" else process.reverse(denoiser)
+    )
+    x = process.prior_sample((3, *event), seed=seed, dtype=DOUBLE)
+    shaped = sk.solve(problem, x, method=method, steps=4, seed=seed).x
+    flattened = sk.solve(problem, x.reshape(flat), method=method, steps=4, seed=seed).x
+    assert shaped.shape == x.shape
+    torch.testing.assert_close(shaped.reshape(flat), flattened, rtol=1e-12, atol=1e-12)
 
 
 def test_noise_does_not_depend_on_memory_layout():
