@@ -8,16 +8,24 @@ from sdekit.solvers.registry import COLUMNS
 project = "sdekit"
 author = "The sdekit developers"
 release = version = sdekit.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # formulas without a network
+]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"sdekit {release}"
 exclude_patterns = ["_build", "_generated"]
 default_role = "any"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Array": "Array"}
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 nitpicky = False
