@@ -25,11 +25,14 @@ def _check_positive(**values: float) -> None:
             raise ValueError(f"{name} = {value}; it must be positive and finite")
 
 
+@dataclass(frozen=True)
 class _LinearBeta(AffineSDE):
     """What VP and sub-VP share: ``β`` linear in ``t``, ``B = ∫ β`` and ``s = exp(−B/2)``."""
 
-    beta_min: float
-    beta_max: float
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    T: float = 1.0
+    t_min: float = 1e-3
 
     def __post_init__(self) -> None:
         check_times(self.T, self.t_min)
@@ -73,11 +76,6 @@ class VP(_LinearBeta):
         ValueError: If a rate is not positive, or the times are not ``0 <= t_min < T``.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    T: float = 1.0
-    t_min: float = 1e-3
-
     def sigma(self, t: Tensor) -> Tensor:
         """Noise level ``σ = sqrt(exp(B) − 1)``."""
         return torch.sqrt(torch.expm1(self.beta_integral(t)))
@@ -114,11 +112,6 @@ class SubVP(_LinearBeta):
     Raises:
         ValueError: If a rate is not positive, or the times are not ``0 <= t_min < T``.
     """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    T: float = 1.0
-    t_min: float = 1e-3
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise level ``σ = 2 sinh(B/2)``."""

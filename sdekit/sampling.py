@@ -107,7 +107,14 @@ def solve(
     if rtol is not None:
         tolerances = check_tolerances(rtol, atol, x.dtype)
         states, loop = _adaptive(
-            view, solver, u, grid, *tolerances, max_nfe=max_nfe, progress=progress
+            view,
+            solver,
+            u,
+            grid,
+            *tolerances,
+            max_nfe=max_nfe,
+            save=trajectory,
+            progress=progress,
         )
         work = loop.progress
         stats = Stats(int(work.steps.max(initial=0)), work.nfe, int(work.rejected.sum()))
@@ -146,13 +153,15 @@ def _adaptive(
     atol: float,
     *,
     max_nfe: int,
+    save: bool,
     progress: bool,
 ) -> tuple[list[Tensor], AdaptiveRK]:
     """Run the adaptive loop from grid point to grid point, then the denoising step if any.
 
     Returns:
-        The process's states at the grid points after the first, and the loop. A sample whose
-        budget is used up stays where it was, at the scale of the process there.
+        The process's final state, after those at the grid points before it if they are to be
+        saved, and the loop. A sample whose budget is used up stays where it was, at the scale of
+        the process there.
     """
     assert isinstance(solver.scheme, RungeKutta)
     ends_in_data = isinstance(view, AffineView) and grid[-1] == 0
@@ -163,13 +172,17 @@ def _adaptive(
     states = []
     for end in tau[1:]:
         loop.advance(float(end), progress=progress)
-        states.append(loop.state())
-    if isinstance(view, AffineView) and ends_in_data:
-        left = torch.as_tensor(loop.progress.exhausted, device=u.device)
-        keep = left.reshape(-1, *(1,) * (u.ndim - 1))
-        states.append(torch.where(keep, states[-1], view.denoising_step(grid[-2])(loop.u)))
-        loop.progress.nfe += ~loop.progress.exhausted
-    return states, loop
+        if save:
+            states.append(loop.state())
+    last = states[-1] if states else loop.state()
+    if not (isinstance(view, AffineView) and ends_in_data):
+        return states or [last], loop
+    arrived = np.flatnonzero(~loop.progress.exhausted)
+    if len(arrived):
+        rows = torch.as_tensor(arrived, device=u.device)
+        last = last.index_copy(0, rows, view.denoising_step(grid[-2])(loop.u[rows]))
+        loop.progress.nfe[arrived] += 1
+    return [*states, last], loop
 
 
 @torch.no_grad()
