@@ -20,7 +20,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ..digits import load_digits_denoiser
-from ..distributions import GaussianMixture
+from ..distributions import Gaussian, GaussianMixture, Product
+from ..distributions.base import Distribution
 from ..processes import EDM, VP
 from ..sampling import solve
 from ..sde import Model
@@ -151,9 +152,64 @@ def mixture16d(samples: int, seed: int) -> Problem:
     return _mixture("mixture16d", "mixture of 10 Gaussians in 16-D", law, samples, seed)
 
 
-def _mixture(name: str, title: str, law: GaussianMixture, samples: int, seed: int) -> Problem:
+def _mixture(name: str, title: str, law: Distribution, samples: int, seed: int) -> Problem:
     start = law.sample(samples, sigma=SIGMA_MAX, seed=seed, dtype=torch.float64)
     return Problem(name, title, law, start)
+
+
+def _random_mixture(
+    name: str, components: int, dim: int, *, spread: float, width: float
+) -> Callable[[int, int], Problem]:
+    """Return the maker of a random mixture with full covariances."""
+
+    def make(samples: int, seed: int) -> Problem:
+        law = GaussianMixture.random(components, dim, seed=1, spread=spread, width=width)
+        title = f"mixture of {components} Gaussians in {dim}-D, width {width} of spread {spread}"
+        return _mixture(name, title, law, samples, seed)
+
+    return make
+
+
+def _wide_mixture(name: str, components: int, dim: int) -> Callable[[int, int], Problem]:
+    """Return the maker of a mixture whose means and covariances follow a power-law spectrum."""
+
+    def make(samples: int, seed: int) -> Problem:
+        rng = np.random.default_rng(components + dim)
+        std = power_law(dim) ** 0.5
+        bases = np.linalg.qr(rng.normal(size=(components, dim, dim))).Q
+        # Each component has the spectrum in axes of its own, mixed with those of the whole.
+        factors = 0.5 * std[:, None] * bases
+        means = rng.normal(size=(components, dim)) * std
+        weights = np.full(components, 1 / components)
+        law = GaussianMixture(weights, means, factors @ factors.transpose(0, 2, 1))
+        title = f"mixture of {components} Gaussians in {dim}-D, power-law spectrum"
+        return _mixture(name, title, law, samples, seed)
+
+    return make
+
+
+def _product(name: str, dim: int, components: int) -> Callable[[int, int], Problem]:
+    """Return the maker of a rotated product of one-dimensional mixtures."""
+
+    def make(samples: int, seed: int) -> Problem:
+        law = Product.random(dim, components, seed=1, spread=0.7, width=0.15)
+        title = f"rotated product of {dim} mixtures of {components}"
+        return _mixture(name, title, law, samples, seed)
+
+    return make
+
+
+def power_law(dim: int) -> NDArray[np.float64]:
+    """Variances ``k⁻²`` over ``k = 1 … d``: the spectrum of natural images along a line."""
+    variances: NDArray[np.float64] = 1 / np.arange(1.0, dim + 1) ** 2
+    return variances
+
+
+def gaussian32d(samples: int, seed: int) -> Problem:
+    """Gaussian with a power-law spectrum over three decades, in a random basis."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32))).Q
+    law = Gaussian(np.zeros(32), (basis * power_law(32)) @ basis.T)
+    return _mixture("gaussian32d", "Gaussian in 32-D, power-law spectrum", law, samples, seed)
 
 
 def digits(samples: int, seed: int) -> Problem:
@@ -168,6 +224,22 @@ PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
     "mixture2d": mixture2d,
     "mixture16d": mixture16d,
     "digits": digits,
+    "narrow2d": _random_mixture("narrow2d", 3, 2, spread=1.0, width=0.03),
+    "broad3d": _random_mixture("broad3d", 20, 3, spread=0.5, width=0.2),
+    "mixture8d": _random_mixture("mixture8d", 5, 8, spread=0.5, width=0.1),
+    "mixture32d": _random_mixture("mixture32d", 2, 32, spread=0.5, width=0.3),
+    "mixture64d": _random_mixture("mixture64d", 20, 64, spread=0.5, width=0.15),
+    "wide16d": _wide_mixture("wide16d", 6, 16),
+    "wide64d": _wide_mixture("wide64d", 10, 64),
+    "product4d": _product("product4d", 4, 3),
+    "product12d": _product("product12d", 12, 2),
+    "gaussian32d": gaussian32d,
+}
+
+# What a benchmark runs when no problems are named.
+SUITES: dict[str, tuple[str, ...]] = {
+    "quick": ("mixture2d", "mixture16d", "digits"),
+    "ode": tuple(PROBLEMS),
 }
 
 

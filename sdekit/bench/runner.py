@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 from ..solution import SolveError
 from ..solvers.registry import Method, methods
 from .problems import (
-    PROBLEMS,
     PROCESS,
     SIGMA_MAX,
     SIGMA_MIN,
+    SUITES,
     Problem,
     Reference,
     check_problem_name,
@@ -50,7 +50,7 @@ class Config:
         ValueError: If a name is unknown, a method is stochastic, or a number is not positive.
     """
 
-    problems: tuple[str, ...] = tuple(PROBLEMS)
+    problems: tuple[str, ...] = SUITES["quick"]
     methods: tuple[str, ...] = tuple(name for name, m in methods().items() if comparable(m))
     budgets: tuple[int, ...] = (6, 8, 10, 15, 20, 31, 40, 61, 80, 120, 200, 400)
     rtols: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
