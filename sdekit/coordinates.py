@@ -1,15 +1,18 @@
 """Coordinates: changes of variables in which the probability flow is integrated.
 
-In the unscaled state the flow is ``dx̂/dσ = (x̂ − D)/σ``. With ``u = x̂/h(σ)`` and a new time ``τ(σ)``
-it becomes, exactly, ``du/dτ = w(τ) N(u, τ)``, where ``N = A u + B D`` is linear in what the denoiser
-says. A coordinate system is the data ``h, τ, w, A, B``, all host-side functions of float64 numpy
-arrays: they are evaluated before the loop over steps starts, never inside it.
+In the unscaled state the flow is ``dx̂/dσ = (x̂ − D)/σ``. With ``u = x̂/h(σ)`` and a clock ``W(σ)`` it
+becomes, exactly, ``du = N dW``, where ``N = A u + B D`` is linear in what the denoiser says. Schemes
+interpolate ``N`` in a variable ``τ(σ)``, which need not be the clock: ``du/dτ = w(τ) N`` with the
+integration weight ``w = dW/dτ``. A coordinate system is the data ``h, W, τ, A, B``, all host-side
+functions of float64 numpy arrays: they are evaluated before the loop over steps, never inside it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,66 +22,130 @@ from .affine import AffineSDE
 Array = NDArray[np.float64]
 
 
-class Coordinates(ABC):
-    """A change of variables ``u = x̂/h(σ)``, ``τ = τ(σ)`` with ``du/dτ = w(τ) (A u + B D)``."""
+class Points(NamedTuple):
+    """Points of a flow: the noise level and the variable ``τ`` of some coordinates, each exact."""
 
-    def bind(self, process: AffineSDE) -> Coordinates:
-        """Return these coordinates for one process; most do not depend on it."""
+    sigma: Array
+    tau: Array
+
+
+class Coordinates(ABC):
+    """A change of variables ``u = x̂/h(σ)`` with ``du = N dW``, ``N = A u + B D``, ``w = dW/dτ``.
+
+    What depends on the noise level is an array with one entry per point; coordinates with a frame
+    return one row per point, an entry for each direction.
+    """
+
+    @property
+    def needs_sigma_data(self) -> bool:
+        """Whether a solve has to say what the standard deviation of the data is."""
+        return False
+
+    def bind(self, process: AffineSDE, sigma_data: float | None = None) -> Coordinates:
+        """Return these coordinates for one process and scale of the data; most depend on neither."""
         return self
+
+    @property
+    def has_own_clock(self) -> bool:
+        """Whether the interpolation variable is the clock itself, ``τ = W``."""
+        return False
+
+    @property
+    def frame(self) -> tuple[Array, Array] | None:
+        """Mean ``(d,)`` and orthonormal basis ``(d, d)``, by columns, of the axes of ``u``, if any."""
+        return None
 
     @abstractmethod
     def tau(self, sigma: Array) -> Array:
-        """Integration variable ``τ(σ)``, strictly monotone."""
+        """Interpolation variable ``τ(σ)``, strictly monotone."""
 
     @abstractmethod
     def sigma(self, tau: Array) -> Array:
         """Noise level at ``τ``, the inverse of `tau`."""
 
     @abstractmethod
-    def sigma_rate(self, tau: Array) -> Array:
+    def sigma_rate(self, p: Points) -> Array:
         """Derivative ``dσ/dτ``."""
 
     @abstractmethod
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
         """Divisor ``h(σ)`` of the state, ``u = x̂/h``; ``ε/u`` at ``σ = ∞``, where ``x̂ = ∞``."""
 
     @abstractmethod
-    def weight(self, tau: Array) -> Array:
-        """Integration weight ``w(τ)``."""
+    def clock(self, p: Points) -> Array:
+        """Clock ``W(σ)``."""
 
     @abstractmethod
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def clock_rate(self, sigma: Array) -> Array:
+        """Derivative ``dW/dσ``."""
+
+    @abstractmethod
+    def field(self, p: Points) -> tuple[Array, Array]:
         """Coefficients ``(A, B)`` of ``N = A u + B D``."""
 
-    def drift(self, tau: Array, eta: float) -> tuple[Array, Array]:
+    def weight(self, p: Points) -> Array:
+        """Integration weight ``w = dW/dτ``."""
+        rate = self.clock_rate(p.sigma)
+        return rate * (self.sigma_rate(p) if rate.ndim < 2 else self.sigma_rate(p)[:, None])
+
+    def at(self, sigma: Array) -> Points:
+        """Points at noise levels."""
+        return Points(sigma, self.tau(sigma))
+
+    def at_tau(self, tau: Array) -> Points:
+        """Points at values of ``τ``."""
+        return Points(self.sigma(tau), tau)
+
+    def drift(self, p: Points, eta: float) -> tuple[Array, Array]:
         """Coefficients of ``u`` and ``D`` in the drift ``du/dτ`` of the backward equation.
 
         The η-family in the unscaled state is ``dx̂ = (1 + η²) (x̂ − D)/σ dσ + η dB(σ²)``; the part
         with ``η²`` is added to the flow ``w N``.
         """
-        A, B = self.field(tau)
-        w = self.weight(tau)
+        A, B = self.field(p)
+        w = self.weight(p)
         if eta == 0:
             return w * A, w * B
-        sigma = self.sigma(tau)
-        extra = eta**2 * self.sigma_rate(tau) / sigma
-        return w * A + extra, w * B - extra / self.h(sigma)
+        extra = eta**2 * self.sigma_rate(p) / p.sigma
+        extra = extra if w.ndim < 2 else extra[:, None]
+        return w * A + extra, w * B - extra / self.h(p)
 
-    def noise_scale(self, tau: Array) -> Array:
+    def noise_scale(self, p: Points) -> Array:
         """Factor of the increments of ``B(σ²)`` in ``u`` per step of an Euler–Maruyama scheme.
 
         Args:
-            tau: The grid, ``n + 1`` values.
+            p: The grid, ``n + 1`` points.
 
         Returns:
             ``n`` factors, evaluated where the steps begin: ``1/h(σ)``.
         """
-        return 1 / self.h(self.sigma(tau[:-1]))
+        return 1 / self.h(Points(p.sigma[:-1], p.tau[:-1]))
+
+
+class _OwnClock(Coordinates):
+    """Coordinates whose interpolation variable is the clock itself: ``w = 1``."""
+
+    @property
+    def has_own_clock(self) -> bool:
+        """It is."""
+        return True
+
+    def clock(self, p: Points) -> Array:
+        """``τ``."""
+        return p.tau
+
+    def clock_rate(self, sigma: Array) -> Array:
+        """``dτ/dσ``."""
+        return 1 / self.sigma_rate(self.at(sigma))
+
+    def weight(self, p: Points) -> Array:
+        """1."""
+        return np.ones_like(p.tau)
 
 
 @dataclass(frozen=True)
-class Noise(Coordinates):
-    """``u = x̂``, ``τ = σ``, ``N = ε̂ = (x̂ − D)/σ`` (Karras et al. 2022, eq. 3; DDIM's variables)."""
+class Noise(_OwnClock):
+    """``u = x̂``, ``τ = W = σ``, ``N = ε̂ = (x̂ − D)/σ`` (Karras et al. 2022, eq. 3; DDIM's variables)."""
 
     def tau(self, sigma: Array) -> Array:
         """``σ``."""
@@ -88,21 +155,17 @@ class Noise(Coordinates):
         """``τ``."""
         return tau
 
-    def sigma_rate(self, tau: Array) -> Array:
+    def sigma_rate(self, p: Points) -> Array:
         """1."""
-        return np.ones_like(tau)
+        return np.ones_like(p.sigma)
 
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
         """1."""
-        return np.ones_like(sigma)
+        return np.ones_like(p.sigma)
 
-    def weight(self, tau: Array) -> Array:
-        """1."""
-        return np.ones_like(tau)
-
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def field(self, p: Points) -> tuple[Array, Array]:
         """``1/σ`` and ``−1/σ``."""
-        return 1 / tau, -1 / tau
+        return 1 / p.sigma, -1 / p.sigma
 
 
 class _Log(Coordinates):
@@ -116,48 +179,56 @@ class _Log(Coordinates):
         """``exp(−λ)``."""
         return np.exp(-tau)
 
-    def sigma_rate(self, tau: Array) -> Array:
-        """``−exp(−λ)``."""
-        return -np.exp(-tau)
+    def sigma_rate(self, p: Points) -> Array:
+        """``−σ``."""
+        return -p.sigma
 
 
 @dataclass(frozen=True)
 class LogNoise(_Log):
-    """``u = x̂``, ``τ = λ``, ``N = ε̂``, ``w = −exp(−λ)``: DPM-Solver's (Lu et al. 2022a, eq. 3.4)."""
+    """``u = x̂``, ``W = σ``, ``N = ε̂``, ``τ = λ``: DPM-Solver's (Lu et al. 2022a, eq. 3.4)."""
 
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
+        """1."""
+        return np.ones_like(p.sigma)
+
+    def clock(self, p: Points) -> Array:
+        """``σ``."""
+        return p.sigma
+
+    def clock_rate(self, sigma: Array) -> Array:
         """1."""
         return np.ones_like(sigma)
 
-    def weight(self, tau: Array) -> Array:
-        """``−exp(−λ)``."""
-        return -np.exp(-tau)
-
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def field(self, p: Points) -> tuple[Array, Array]:
         """``1/σ`` and ``−1/σ``."""
-        return np.exp(tau), -np.exp(tau)
+        return 1 / p.sigma, -1 / p.sigma
 
 
 @dataclass(frozen=True)
 class LogData(_Log):
-    """``u = x̂/σ``, ``τ = λ``, ``N = D``, ``w = exp(λ)``: DPM-Solver++'s (Lu et al. 2022b, eq. 8)."""
+    """``u = x̂/σ``, ``W = 1/σ``, ``N = D``, ``τ = λ``: DPM-Solver++'s (Lu et al. 2022b, eq. 8)."""
 
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
         """``σ``."""
-        return sigma
+        return p.sigma
 
-    def weight(self, tau: Array) -> Array:
-        """``exp(λ)``."""
-        return np.exp(tau)
+    def clock(self, p: Points) -> Array:
+        """``1/σ``."""
+        return 1 / p.sigma
 
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def clock_rate(self, sigma: Array) -> Array:
+        """``−1/σ²``."""
+        return -1 / sigma**2
+
+    def field(self, p: Points) -> tuple[Array, Array]:
         """0 and 1."""
-        return np.zeros_like(tau), np.ones_like(tau)
+        return np.zeros_like(p.sigma), np.ones_like(p.sigma)
 
 
 @dataclass(frozen=True)
-class Velocity(Coordinates):
-    """``u = x̂/(1 + σ)``, ``τ = σ/(1 + σ)``, ``N = ε̂ − D``: flow matching's (Lipman et al. 2023)."""
+class Velocity(_OwnClock):
+    """``u = x̂/(1 + σ)``, ``τ = W = σ/(1 + σ)``, ``N = ε̂ − D``: flow matching's (Lipman et al. 2023)."""
 
     def tau(self, sigma: Array) -> Array:
         """``σ/(1 + σ)``, 1 for ``σ = ∞``."""
@@ -168,71 +239,224 @@ class Velocity(Coordinates):
         with np.errstate(divide="ignore"):
             return tau / (1 - tau)
 
-    def sigma_rate(self, tau: Array) -> Array:
+    def sigma_rate(self, p: Points) -> Array:
         """``1/(1 − τ)²``."""
-        return 1 / (1 - tau) ** 2
+        return 1 / (1 - p.tau) ** 2
 
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
         """``1 + σ``; 1 for ``σ = ∞``, where ``u = ε``."""
-        return np.where(np.isinf(sigma), 1.0, 1 + sigma)
+        return np.where(np.isinf(p.sigma), 1.0, 1 + p.sigma)
 
-    def weight(self, tau: Array) -> Array:
-        """1."""
-        return np.ones_like(tau)
-
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def field(self, p: Points) -> tuple[Array, Array]:
         """``1/τ`` and ``−1/τ``."""
-        return 1 / tau, -1 / tau
+        return 1 / p.tau, -1 / p.tau
+
+
+def _check_sigma_data(sigma_data: float | None) -> None:
+    if sigma_data is not None and not 0 < sigma_data < np.inf:
+        raise ValueError(f"sigma_data = {sigma_data}; it must be positive and finite")
 
 
 @dataclass(frozen=True)
-class Preconditioned(Coordinates):
-    """``u = x̂/h``, ``h² = σ² + σ_d²``, ``τ = θ = arctan(σ/σ_d)``, ``N = −F``, EDM's raw network.
+class Preconditioned(_OwnClock):
+    """``u = x̂/h``, ``h² = σ² + σ_d²``, ``τ = W = θ = arctan(σ/σ_d)``, ``N = −F``, EDM's raw network.
 
     For data of covariance ``σ_d² I``, ``N = 0`` and every scheme is exact. The variables are those of
     TrigFlow (Lu & Song 2025); ``F`` is that of Karras et al. (2022), eq. 7.
 
     Args:
-        sigma_data: Standard deviation ``σ_d`` of the data. A wrong value costs accuracy only.
+        sigma_data: Standard deviation ``σ_d`` of the data; a wrong value costs accuracy only. If it
+            is left out, a solve fills it in.
 
     Raises:
         ValueError: If it is not positive and finite.
     """
 
-    sigma_data: float
+    sigma_data: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < np.inf:
-            raise ValueError(f"sigma_data = {self.sigma_data}; it must be positive and finite")
+        _check_sigma_data(self.sigma_data)
+
+    @property
+    def needs_sigma_data(self) -> bool:
+        """Whether it was left out."""
+        return self.sigma_data is None
+
+    def bind(self, process: AffineSDE, sigma_data: float | None = None) -> Coordinates:
+        """Return the coordinates of data of standard deviation ``sigma_data``, if none is set."""
+        return self if self.sigma_data is not None else Preconditioned(sigma_data)
+
+    @property
+    def _sd(self) -> float:
+        if self.sigma_data is None:
+            raise ValueError("Preconditioned() has no sigma_data yet: bind(process, sigma_data)")
+        return self.sigma_data
 
     def tau(self, sigma: Array) -> Array:
         """``arctan(σ/σ_d)``."""
-        return np.arctan(sigma / self.sigma_data)
+        return np.arctan(sigma / self._sd)
 
     def sigma(self, tau: Array) -> Array:
         """``σ_d tan θ``."""
-        return self.sigma_data * np.tan(tau)
+        return self._sd * np.tan(tau)
 
-    def sigma_rate(self, tau: Array) -> Array:
+    def sigma_rate(self, p: Points) -> Array:
         """``σ_d / cos² θ``."""
-        return self.sigma_data / np.cos(tau) ** 2
+        return self._sd / np.cos(p.tau) ** 2
 
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
         """``sqrt(σ² + σ_d²)``; 1 for ``σ = ∞``, where ``u = ε``."""
-        return np.where(np.isinf(sigma), 1.0, np.hypot(sigma, self.sigma_data))
+        return np.where(np.isinf(p.sigma), 1.0, np.hypot(p.sigma, self._sd))
 
-    def weight(self, tau: Array) -> Array:
-        """1."""
-        return np.ones_like(tau)
-
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def field(self, p: Points) -> tuple[Array, Array]:
         """``cot θ`` and ``−1/(σ_d sin θ)``."""
-        return 1 / np.tan(tau), -1 / (self.sigma_data * np.sin(tau))
+        return 1 / np.tan(p.tau), -1 / (self._sd * np.sin(p.tau))
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianPreconditioned(_Log):
+    """`Preconditioned` in each direction of a covariance, ``σ_d,i² = λ_i``, after removing a mean.
+
+    In the eigenbasis of ``C``: ``u_i = (x̂ − m)_i / sqrt(σ² + λ_i)``, ``W_i = arctan(σ/sqrt(λ_i))`` and
+    ``N_i = −F_i``. For data ``N(m, C)``, ``N = 0`` and every scheme is exact. The directions share
+    one interpolation variable, ``λ = −log σ``. A wrong mean or covariance costs accuracy only.
+
+    Args:
+        mean: Mean of the data, flattened, ``(d,)``.
+        cov: Covariance ``(d, d)``. Its eigenvalues are raised to 1e-6 of the largest one.
+
+    Raises:
+        ValueError: If the shapes disagree, or ``cov`` is not symmetric or has no positive eigenvalue.
+    """
+
+    mean: Array
+    cov: Array
+
+    def __post_init__(self) -> None:
+        mean, cov = np.array(self.mean, dtype=np.float64), np.array(self.cov, dtype=np.float64)
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"mean has shape {mean.shape} and cov {cov.shape}; they must be (d,) and (d, d)"
+            )
+        if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * np.abs(cov).max(initial=0)):
+            raise ValueError("cov must be symmetric and finite")
+        if not self._eigen[0][-1] > 0:
+            raise ValueError("cov has no positive eigenvalue")
+
+    @cached_property
+    def _eigen(self) -> tuple[Array, Array]:
+        values, vectors = np.linalg.eigh(np.array(self.cov, dtype=np.float64))
+        return values, vectors
+
+    @cached_property
+    def _std(self) -> Array:
+        variances, _ = self._eigen
+        std: Array = np.sqrt(np.maximum(variances, 1e-6 * variances[-1]))
+        return std
+
+    @staticmethod
+    def from_samples(samples: Array) -> GaussianPreconditioned:
+        """Return the coordinates of the sample mean and covariance of data ``(n, *event)``.
+
+        Raises:
+            ValueError: If there are fewer than two samples.
+        """
+        rows = np.asarray(samples, dtype=np.float64).reshape(len(samples), -1)
+        if len(rows) < 2:
+            raise ValueError(f"{len(rows)} samples; a covariance needs at least two")
+        return GaussianPreconditioned(rows.mean(0), np.atleast_2d(np.cov(rows, rowvar=False)))
+
+    @property
+    def frame(self) -> tuple[Array, Array]:
+        """The mean, and the eigenvectors of the covariance as columns."""
+        return np.array(self.mean, dtype=np.float64), self._eigen[1]
+
+    def h(self, p: Points) -> Array:
+        """``sqrt(σ² + λ_i)``."""
+        return np.hypot(p.sigma[:, None], self._std)
+
+    def clock(self, p: Points) -> Array:
+        """``arctan(σ/sqrt(λ_i))``."""
+        return np.arctan(p.sigma[:, None] / self._std)
+
+    def clock_rate(self, sigma: Array) -> Array:
+        """``sqrt(λ_i)/(σ² + λ_i)``."""
+        return self._std / (sigma[:, None] ** 2 + self._std**2)
+
+    def field(self, p: Points) -> tuple[Array, Array]:
+        """``sqrt(λ_i)/σ`` and ``−sqrt(1/σ² + 1/λ_i)``."""
+        sigma = p.sigma[:, None]
+        return self._std / sigma, -np.hypot(1 / sigma, 1 / self._std)
 
 
 @dataclass(frozen=True)
-class Native(Coordinates):
-    """The process's own state and time: ``u = x``, ``τ = t`` (Song et al. 2021, eq. 13).
+class Interpolated(Coordinates):
+    """Coordinates in which ``N`` is interpolated in the variable ``τ`` of others.
+
+    ``Interpolated(Preconditioned(), LogNoise())`` takes ``F`` for a polynomial in ``λ``, and
+    ``Interpolated(Noise(), Native())`` takes ``ε̂`` for one in ``t``, as DEIS does (Zhang & Chen 2023).
+
+    Args:
+        coordinates: What gives ``u``, ``N`` and the clock.
+        variable: What gives ``τ``.
+    """
+
+    coordinates: Coordinates
+    variable: Coordinates
+
+    @property
+    def needs_sigma_data(self) -> bool:
+        """Whether either needs it."""
+        return self.coordinates.needs_sigma_data or self.variable.needs_sigma_data
+
+    def bind(self, process: AffineSDE, sigma_data: float | None = None) -> Coordinates:
+        """Bind both."""
+        return replace(
+            self,
+            coordinates=self.coordinates.bind(process, sigma_data),
+            variable=self.variable.bind(process, sigma_data),
+        )
+
+    @property
+    def frame(self) -> tuple[Array, Array] | None:
+        """That of the coordinates."""
+        return self.coordinates.frame
+
+    def tau(self, sigma: Array) -> Array:
+        """``τ`` of the variable."""
+        return self.variable.tau(sigma)
+
+    def sigma(self, tau: Array) -> Array:
+        """Inverse of `tau`."""
+        return self.variable.sigma(tau)
+
+    def sigma_rate(self, p: Points) -> Array:
+        """``dσ/dτ`` of the variable."""
+        return self.variable.sigma_rate(p)
+
+    def _own(self, p: Points) -> Points:
+        return self.coordinates.at(p.sigma)
+
+    def h(self, p: Points) -> Array:
+        """``h`` of the coordinates."""
+        return self.coordinates.h(self._own(p))
+
+    def clock(self, p: Points) -> Array:
+        """``W`` of the coordinates."""
+        return self.coordinates.clock(self._own(p))
+
+    def clock_rate(self, sigma: Array) -> Array:
+        """``dW/dσ`` of the coordinates."""
+        return self.coordinates.clock_rate(sigma)
+
+    def field(self, p: Points) -> tuple[Array, Array]:
+        """``(A, B)`` of the coordinates."""
+        return self.coordinates.field(self._own(p))
+
+
+@dataclass(frozen=True)
+class Native(_OwnClock):
+    """The process's own state and time: ``u = x``, ``τ = W = t`` (Song et al. 2021, eq. 13).
 
     Args:
         process: The process; left out in a solver, which binds the process that it is used on.
@@ -240,7 +464,7 @@ class Native(Coordinates):
 
     process: AffineSDE | None = None
 
-    def bind(self, process: AffineSDE) -> Coordinates:
+    def bind(self, process: AffineSDE, sigma_data: float | None = None) -> Coordinates:
         """Return the coordinates of ``process``."""
         return Native(process)
 
@@ -258,29 +482,23 @@ class Native(Coordinates):
         """``σ(t)``."""
         return self._process.on_host("sigma", tau)
 
-    def sigma_rate(self, tau: Array) -> Array:
+    def sigma_rate(self, p: Points) -> Array:
         """``dσ/dt = g²/(2 s² σ)``."""
-        s, sigma, g = (self._process.on_host(name, tau) for name in ("scale", "sigma", "g"))
-        return (g / s) ** 2 / (2 * sigma)
+        s, g = (self._process.on_host(name, p.tau) for name in ("scale", "g"))
+        return (g / s) ** 2 / (2 * p.sigma)
 
-    def h(self, sigma: Array) -> Array:
+    def h(self, p: Points) -> Array:
         """``1/s``; where the signal vanishes ``1/n``, as ``x = n ε`` there."""
-        t = self.tau(sigma)
-        s, n = self._process.on_host("scale", t), self._process.on_host("std", t)
+        s, n = (self._process.on_host(name, p.tau) for name in ("scale", "std"))
         return 1 / np.where(s == 0, n, s)
 
-    def weight(self, tau: Array) -> Array:
-        """1: the right-hand side is taken whole."""
-        return np.ones_like(tau)
-
-    def field(self, tau: Array) -> tuple[Array, Array]:
+    def field(self, p: Points) -> tuple[Array, Array]:
         """``ṅ/n`` and ``ṡ − s ṅ/n`` with ``n = s σ``: regular even where ``s = 0``."""
-        s, n = self._process.on_host("scale", tau), self._process.on_host("std", tau)
-        ds, dn = self._process.rates_on_host(tau)
+        s, n = (self._process.on_host(name, p.tau) for name in ("scale", "std"))
+        ds, dn = self._process.rates_on_host(p.tau)
         return dn / n, ds - s * dn / n
 
-    def noise_scale(self, tau: Array) -> Array:
+    def noise_scale(self, p: Points) -> Array:
         """``g(t) sqrt(Δt/Δσ²)``: with it an increment over ``Δσ²`` has Song's variance ``g² Δt``."""
-        sigma = self.sigma(tau)
-        g = self._process.on_host("g", tau[:-1])
-        return g * np.sqrt(np.diff(tau) / np.diff(sigma**2))
+        g = self._process.on_host("g", p.tau[:-1])
+        return g * np.sqrt(np.diff(p.tau) / np.diff(p.sigma**2))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EDMDenoiser", "trained_range"]
+__all__ = ["EDMDenoiser", "known_sigma_data", "trained_range"]
 
 
 def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
@@ -22,12 +22,23 @@ def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
     They are its attributes ``sigma_max`` and ``sigma_min``, also of one that is wrapped in
     ``functools.partial`` to fix its conditioning; ``(inf, 0.0)`` for one that does not say.
     """
-    while isinstance(denoiser, functools.partial):
-        denoiser = denoiser.func
+    denoiser = _unwrap(denoiser)
     return (
         float(getattr(denoiser, "sigma_max", math.inf)),
         float(getattr(denoiser, "sigma_min", 0.0)),
     )
+
+
+def known_sigma_data(denoiser: Callable[..., Tensor]) -> float | None:
+    """Return the denoiser's attribute ``sigma_data``, the standard deviation of its data, if any."""
+    value = getattr(_unwrap(denoiser), "sigma_data", None)
+    return None if value is None else float(value)
+
+
+def _unwrap(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    while isinstance(denoiser, functools.partial):
+        denoiser = denoiser.func
+    return denoiser
 
 
 class EDMDenoiser(nn.Module):

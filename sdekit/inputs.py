@@ -15,6 +15,10 @@ from .solvers.view import Problem, View
 
 Array = NDArray[np.float64]
 
+# How a grid may end: at its lowest level; by a denoising step x̂ = D to σ = 0; or by half of one, which
+# keeps the variance to second order in σ².
+ENDINGS = ("stop", "denoise", "half")
+
 # A tolerance closer to zero than this many round-off units cannot be told from round-off.
 _RESOLUTION = 50
 
@@ -26,6 +30,12 @@ def check_problem(problem: Problem) -> None:
             f"problem is a {type(problem).__name__}; pass process.probability_flow(model) or "
             "process.reverse(model, eta)"
         )
+
+
+def check_ending(ending: str) -> None:
+    """Refuse an ending that there is not."""
+    if ending not in ENDINGS:
+        raise ValueError(f"ending = {ending!r}; it must be one of {', '.join(map(repr, ENDINGS))}")
 
 
 def check_state(x: Tensor) -> None:
@@ -126,7 +136,7 @@ def resolve_grid(
     sigmas: ArrayLike | None,
     times: ArrayLike | None,
     adaptive: bool,
-    denoise: bool,
+    ending: str,
     reversible: bool,
     sigma_range: tuple[float, float] | None = None,
 ) -> Array:
@@ -139,7 +149,7 @@ def resolve_grid(
         sigmas: Explicit noise levels.
         times: Explicit times.
         adaptive: Whether a tolerance is given, so that the grid is a range with output points.
-        denoise: Whether to end with a denoising step.
+        ending: One of `ENDINGS`.
         reversible: Whether the problem may also be solved towards more noise.
         sigma_range: Range ``(sigma_max, sigma_min)`` of a grid of ``steps``; the process's if not
             given.
@@ -158,13 +168,13 @@ def resolve_grid(
         )
     if not isinstance(sde, AffineSDE):
         return _general_grid(
-            sde, steps=steps, sigmas=sigmas, times=times, denoise=denoise, reversible=reversible
+            sde, steps=steps, sigmas=sigmas, times=times, ending=ending, reversible=reversible
         )
     if sigmas is None and times is None:
         high, low = sigma_range or (sde.sigma_max, sde.sigma_min)
         count = 1 if steps is None else _check_steps(steps)
-        # A denoising step is one of the steps, so the budget stays what was asked for.
-        inner = count - 1 if denoise and steps is not None else count
+        # A last step to 0 is one of the steps, so the budget stays what was asked for.
+        inner = count - 1 if ending != "stop" and steps is not None else count
         if inner == 0:
             grid = np.array([high, 0.0])
         elif adaptive:
@@ -179,9 +189,9 @@ def resolve_grid(
     _check_monotone(grid, name, reversible=reversible)
     if grid[0] == 0:
         raise ValueError(f"{name} starts at 0, where the flow is singular; start above 0")
-    if denoise and grid[-1] != 0:
+    if ending != "stop" and grid[-1] != 0:
         if grid[-1] > grid[0]:
-            raise ValueError("denoise=True ends at sigma = 0, but the grid increases")
+            raise ValueError(f"ending={ending!r} ends at sigma = 0, but the grid increases")
         grid = np.append(grid, 0.0)
     if adaptive and grid[-1] == 0 and len(grid) == 2:
         # A range down to the data: a tolerance rules it down to sigma_min, then comes denoising.
@@ -208,13 +218,13 @@ def _general_grid(
     steps: int | None,
     sigmas: ArrayLike | None,
     times: ArrayLike | None,
-    denoise: bool,
+    ending: str,
     reversible: bool,
 ) -> Array:
-    if sigmas is not None or denoise:
+    if sigmas is not None or ending != "stop":
         raise ValueError(
-            "a general SDE has no noise level sigma, so it takes times= or steps=, and no denoising "
-            "step; describe the process as an AffineSDE if it is one"
+            "a general SDE has no noise level sigma, so it takes times= or steps=, and no step to "
+            "sigma = 0; describe the process as an AffineSDE if it is one"
         )
     if times is None:
         return np.linspace(sde.T, sde.t_min, (1 if steps is None else _check_steps(steps)) + 1)

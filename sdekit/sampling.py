@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
 from .inputs import (
+    check_ending,
     check_problem,
     check_start,
     check_state,
@@ -21,13 +23,15 @@ from .inputs import (
     named_solver,
     resolve_grid,
 )
+from .scale import fit_solver
 from .sde import Model, ProbabilityFlow
 from .solution import Solution, SolveError, Stats
 from .solvers.adaptive import AdaptiveRK
 from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
 from .solvers.rk import RungeKutta
-from .solvers.view import AffineView, GeneralView, Problem, View, floats
+from .solvers.scheme import Step
+from .solvers.view import AffineView, GeneralView, Problem, View
 
 Array = NDArray[np.float64]
 
@@ -42,7 +46,8 @@ def solve(
     times: ArrayLike | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    denoise: bool = False,
+    ending: str = "stop",
+    sigma_data: float | None = None,
     seed: int | Sequence[int] | None = None,
     noise: NoiseSource | None = None,
     trajectory: bool = False,
@@ -55,20 +60,29 @@ def solve(
     ``sigma_max`` to its ``sigma_min``), ``sigmas`` and ``times`` (an explicit grid). With ``rtol``
     the method chooses its steps; a grid then gives the range and the points of the trajectory.
 
+    Inside ``torch.no_grad()`` the loop reuses its buffers: a denoiser that keeps the state it is given
+    must keep a copy.
+
     Args:
         problem: ``process.probability_flow(model)`` or ``process.reverse(model, eta)``.
         x: State of the process at the grid's first point, ``(B, *event)``, float32 or float64; the
             solve keeps its dtype and device.
-        method: A name from `sdekit.methods` or a composed `Solver`. The default is ``"heun"`` on
-            a fixed grid, ``"dopri5"`` with a tolerance, ``"euler_maruyama"`` for a reverse SDE;
-            for a general SDE the same in its own time, with ``"_t"`` at the end.
-        steps: Number of steps, a denoising one included.
+        method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
+            known: see `sdekit.default_method`.
+        steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
+            no more calls than this; one that estimates ``sigma_data`` takes a step less.
         sigmas: Strictly decreasing noise levels, for affine processes; for a flow also increasing.
-            The last may be 0: the last step is then a denoising step.
+            The last may be 0.
         times: The same in the process's time.
         rtol: Relative tolerance per step and sample, for methods with an error estimate.
         atol: Absolute tolerance; ``rtol`` if not given.
-        denoise: Whether to end with a denoising step ``x̂ = D(x̂, σ)`` from the lowest level.
+        ending: How the data are reached from the lowest level: ``"stop"`` there, ``"denoise"`` by a
+            last step ``x̂ = D(x̂, σ)``, or ``"half"`` by half of that step, ``(x̂ + D)/2``. For Gaussian
+            data of variance ``s²`` the results have variance ``s² + σ²``, ``s² − s² σ²/(s² + σ²)``
+            and ``s² + σ⁴/(4 (s² + σ²))``.
+        sigma_data: Standard deviation of the data, for methods and grids that use it. If not given
+            it is the denoiser's attribute ``sigma_data``, or estimated from the start state, or by
+            one call of the denoiser, which is counted.
         seed: Seed of the noise of a stochastic method, or one seed per sample.
         noise: Source of noise, instead of a seed.
         trajectory: Whether to keep the states at all grid points.
@@ -83,27 +97,22 @@ def solve(
         ValueError: If an argument is out of its range, or the method does not fit the problem.
         SolveError: If a state becomes non-finite; the message names step, noise level and sample.
     """
-    check_problem(problem)
-    check_state(x)
-    flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
+    if seed is not None and noise is not None:
+        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
     adaptive = rtol is not None
-    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive)
-    grid = resolve_grid(
-        problem.sde,
-        solver,
+    solver, view, grid, calls = _set_up(
+        problem,
+        x,
+        method=method,
         steps=steps,
         sigmas=sigmas,
         times=times,
         adaptive=adaptive,
-        denoise=denoise,
-        reversible=flow and not solver.scheme.stochastic,
+        ending=ending,
+        sigma_data=sigma_data,
     )
-    if seed is not None and noise is not None:
-        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
-    view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
-    check_start(view, grid, stochastic=solver.scheme.stochastic)
-    factors = floats(view.factors(grid))
-    u = x if factors[0] == 1.0 else x / factors[0]
+    unscaled = solver.scheme.unscaled and not adaptive
+    u = view.enter(x, grid[0], unscaled=unscaled)
     if rtol is not None:
         tolerances = check_tolerances(rtol, atol, x.dtype)
         states, loop = _adaptive(
@@ -112,20 +121,24 @@ def solve(
             u,
             grid,
             *tolerances,
+            ending=ending,
             max_nfe=max_nfe,
             save=trajectory,
             progress=progress,
         )
         work = loop.progress
-        stats = Stats(int(work.steps.max(initial=0)), work.nfe, int(work.rejected.sum()))
+        stats = Stats(int(work.steps.max(initial=0)), work.nfe + calls, int(work.rejected.sum()))
         stopped = np.flatnonzero(work.exhausted)
     else:
         source = IndependentNoise(seed) if noise is None else noise
-        us = integrate_fixed(
-            view, solver.scheme, u, grid, source, save=trajectory, progress=progress
-        )
-        states = [v * c for v, c in zip(us, factors[-len(us) :], strict=True)]
-        stats, stopped = Stats(len(grid) - 1, np.full(len(x), view.nfe)), np.array([])
+        step = solver.scheme.prepare(view, grid, source, ending)
+        us = integrate_fixed(step, u, grid, view.symbol, save=trajectory, progress=progress)
+        levels = grid[-len(us) :, None]
+        states = [
+            view.leave(v, level, unscaled=unscaled) for v, level in zip(us, levels, strict=True)
+        ]
+        stats = Stats(len(grid) - 1, np.full(len(x), view.nfe + calls))
+        stopped = np.array([])
     outcome: dict[str, str] = {}
     if len(stopped):
         outcome = {
@@ -144,6 +157,122 @@ def solve(
     )
 
 
+def _set_up(
+    problem: Problem,
+    x: Tensor,
+    *,
+    method: str | Solver | None,
+    steps: int | None,
+    sigmas: ArrayLike | None,
+    times: ArrayLike | None,
+    adaptive: bool,
+    ending: str,
+    sigma_data: float | None,
+) -> tuple[Solver, View, Array, int]:
+    """Check what is asked for; return the solver, the view, the grid and the calls already made."""
+    check_problem(problem)
+    check_state(x)
+    check_ending(ending)
+    flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
+    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive)
+
+    def grid_of(solver: Solver, steps: int | None) -> Array:
+        return resolve_grid(
+            problem.sde,
+            solver,
+            steps=steps,
+            sigmas=sigmas,
+            times=times,
+            adaptive=adaptive,
+            ending=ending,
+            reversible=flow and not solver.scheme.stochastic,
+        )
+
+    start = None if steps is not None or not affine else float(grid_of(solver, None)[0])
+    solver, calls = fit_solver(solver, problem, x, start, sigma_data, free=steps == 1)
+    grid = grid_of(solver, steps if steps is None else steps - calls)
+    view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
+    check_start(view, grid, stochastic=solver.scheme.stochastic)
+    return solver, view, grid, calls
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A solve of a flow on a fixed grid with all that the host has to do done; see `prepare`.
+
+    Attributes:
+        grid: Noise levels, or times, float64.
+    """
+
+    grid: Array
+    _view: View = field(repr=False)
+    _step: Step = field(repr=False)
+    _unscaled: bool = field(repr=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Solve from ``x`` at ``grid[0]``, ``(B, *event)``; return the state at ``grid[-1]``.
+
+        Raises:
+            SolveError: If a state becomes non-finite. Compiled, or captured in a CUDA graph, the
+                loop cannot stop to look, and returns what it has.
+        """
+        u = self._view.enter(x, self.grid[0], unscaled=self._unscaled)
+        symbol = self._view.symbol
+        (u,) = integrate_fixed(self._step, u, self.grid, symbol, save=False, progress=False)
+        return self._view.leave(u, self.grid[-1:], unscaled=self._unscaled)
+
+
+def prepare(
+    problem: ProbabilityFlow,
+    like: Tensor,
+    *,
+    method: str | Solver | None = None,
+    steps: int | None = None,
+    sigmas: ArrayLike | None = None,
+    times: ArrayLike | None = None,
+    ending: str = "stop",
+    sigma_data: float | None = None,
+) -> Prepared:
+    """Prepare a solve on a fixed grid, to be called many times, compiled or captured.
+
+    The result is a function of the start state that works on the device only:
+    ``torch.compile(prepared, fullgraph=True)`` makes one graph of the whole solve, and a CUDA graph can
+    capture it. The arguments are those of `solve`.
+
+    Args:
+        problem: ``process.probability_flow(model)``.
+        like: A state with the shape, dtype and device of those to come; where ``sigma_data`` has to
+            be estimated, a start state.
+        method: A name from `sdekit.methods` or a composed `Solver`.
+        steps: Number of steps.
+        sigmas: Explicit noise levels.
+        times: Explicit times.
+        ending: How the data are reached.
+        sigma_data: Standard deviation of the data.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of its range, or the problem is a reverse SDE.
+    """
+    if not isinstance(problem, ProbabilityFlow):
+        raise TypeError(
+            "prepare takes a probability flow; a reverse SDE needs new noise every time"
+        )
+    solver, view, grid, _ = _set_up(
+        problem,
+        like,
+        method=method,
+        steps=steps,
+        sigmas=sigmas,
+        times=times,
+        adaptive=False,
+        ending=ending,
+        sigma_data=sigma_data,
+    )
+    step = solver.scheme.prepare(view, grid, IndependentNoise(None), ending)
+    return Prepared(grid, view, step, solver.scheme.unscaled)
+
+
 def _adaptive(
     view: View,
     solver: Solver,
@@ -152,6 +281,7 @@ def _adaptive(
     rtol: float,
     atol: float,
     *,
+    ending: str,
     max_nfe: int,
     save: bool,
     progress: bool,
@@ -180,7 +310,8 @@ def _adaptive(
     arrived = np.flatnonzero(~loop.progress.exhausted)
     if len(arrived):
         rows = torch.as_tensor(arrived, device=u.device)
-        last = last.index_copy(0, rows, view.denoising_step(grid[-2])(loop.u[rows]))
+        end = view.ending(ending, grid[-2], unscaled=False)(loop.u[rows])
+        last = last.index_copy(0, rows, view.leave(end, np.zeros(1), unscaled=False))
         loop.progress.nfe[arrived] += 1
     return [*states, last], loop
 
@@ -197,7 +328,8 @@ def sample(
     times: ArrayLike | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    denoise: bool = False,
+    ending: str = "stop",
+    sigma_data: float | None = None,
     eta: float | None = None,
     seed: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
@@ -217,12 +349,13 @@ def sample(
         shape: Shape of the samples, ``(B, *event)``.
         method: A name from `sdekit.methods` or a composed `Solver`; see `solve`. Methods of the
             reverse SDE and of the flow are accepted alike.
-        steps: Number of steps, a denoising one included.
+        steps: Number of steps, one to ``σ = 0`` included.
         sigmas: Explicit noise levels, instead of steps.
         times: Explicit times, instead of steps.
         rtol: Relative tolerance, for methods with an error estimate.
         atol: Absolute tolerance; ``rtol`` if not given.
-        denoise: Whether to end with a denoising step.
+        ending: How the data are reached; see `solve`.
+        sigma_data: Standard deviation of the data, if the denoiser does not say it; see `solve`.
         eta: Stochasticity of a method of the reverse SDE; 1 if not given.
         seed: Seed of start and noise, or one seed per sample.
         device: Device of the samples.
@@ -248,35 +381,44 @@ def sample(
             f"eta = {eta}, but the method solves the probability flow, which has none; take a method "
             "of the reverse SDE, such as 'euler_maruyama'"
         )
+    check_ending(ending)
     solver = choose_solver(method, flow=flow, affine=True, adaptive=rtol is not None)
-    highest, lowest = trained_range(denoiser)
-    grid = resolve_grid(
-        process,
-        solver,
-        steps=steps,
-        sigmas=sigmas,
-        times=times,
-        adaptive=rtol is not None,
-        denoise=denoise,
-        reversible=False,
-        sigma_range=(min(process.sigma_max, highest), max(process.sigma_min, lowest)),
-    )
     problem = (
         process.probability_flow(denoiser)
         if flow
         else process.reverse(denoiser, 1.0 if eta is None else eta)
     )
+    highest, lowest = trained_range(denoiser)
+    sigma_range = (min(process.sigma_max, highest), max(process.sigma_min, lowest))
+
+    def grid_of(solver: Solver, steps: int | None, *, adaptive: bool) -> Array:
+        return resolve_grid(
+            process,
+            solver,
+            steps=steps,
+            sigmas=sigmas,
+            times=times,
+            adaptive=adaptive,
+            ending=ending,
+            reversible=False,
+            sigma_range=sigma_range,
+        )
+
+    sigma = float(grid_of(solver, None, adaptive=rtol is not None or steps is not None)[0])
     # One stream for the start and then the steps: the same numbers are never used twice.
     noise = IndependentNoise(seed)
     start = noise.normal(torch.empty(shape, device=device, dtype=dtype))
-    std = float(process.on_host("std", process.on_host("time", grid[0])))
+    start = start * float(process.on_host("std", process.on_host("time", sigma)))
+    solver, calls = fit_solver(solver, problem, start, sigma, sigma_data, free=steps == 1)
+    grid = grid_of(solver, steps if steps is None else steps - calls, adaptive=rtol is not None)
     solution = solve(
         problem,
-        start * std,
+        start,
         method=solver,
         sigmas=grid,
         rtol=rtol,
         atol=atol,
+        ending=ending,
         noise=noise,
         progress=progress,
     )

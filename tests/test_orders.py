@@ -248,5 +248,5 @@ def test_nfe_is_what_is_declared(product):
         assert calls == solution.nfe == 5 * scheme.nfe_per_step, name
         if entry.solver.coordinates != sk.Native():
             calls = 0
-            solution = sk.solve(problem, x, method=name, steps=5, denoise=True, seed=0)
+            solution = sk.solve(problem, x, method=name, steps=5, ending="denoise", seed=0)
             assert calls == solution.nfe == 4 * scheme.nfe_per_step + 1, name

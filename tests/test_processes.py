@@ -180,18 +180,19 @@ def test_coordinates_are_exact_changes_of_variables(process, coordinates, eta, f
     law = GaussianMixture.random(2, 2, seed=seed)
     t = inside(process, fraction)
     sigma = np.asarray(float(process.sigma(t)))
-    tau = coordinates.tau(sigma)
+    point = coordinates.at(sigma)
+    tau = point.tau
     np.testing.assert_allclose(coordinates.sigma(tau), sigma, rtol=1e-9)
-    h = float(coordinates.h(sigma))
+    h = float(coordinates.h(point))
     x_hat = law.sample(4, float(sigma), seed=seed)
     denoised = law(x_hat, torch.tensor(float(sigma), dtype=DOUBLE))
-    a, b = coordinates.drift(tau, eta)
+    a, b = coordinates.drift(point, eta)
     value = float(a) * x_hat / h + float(b) * denoised
     # dx̂/dτ = (1 + η²) (x̂ − D)/σ σ', and u = x̂/h by the quotient rule
-    rate = float(coordinates.sigma_rate(tau))
+    rate = float(coordinates.sigma_rate(point))
     step = 1e-6 * abs(float(tau))
     h_rate = float(
-        coordinates.h(coordinates.sigma(tau + step)) - coordinates.h(coordinates.sigma(tau - step))
+        coordinates.h(coordinates.at_tau(tau + step)) - coordinates.h(coordinates.at_tau(tau - step))
     ) / (2 * step)
     moved = (1 + eta**2) * (x_hat - denoised) / float(sigma) * rate / h
     expected = moved - x_hat * h_rate / h**2

@@ -195,17 +195,17 @@ def test_trajectory_and_grid():
 
 
 def test_denoising_step():
-    """denoise=True appends D(x̂, σ_min), counts it, and is one of the steps."""
+    """ending="denoise" appends D(x̂, σ_min), counts it, and is one of the steps."""
     flow = sk.VP().probability_flow(MIXTURE)
     x = sk.VP().prior_sample((4, 3), seed=0, dtype=DOUBLE)
     for method in ("heun", "euler_t"):
         plain = sk.solve(flow, x, method=method, steps=9)
-        ended = sk.solve(flow, x, method=method, steps=10, denoise=True)
+        ended = sk.solve(flow, x, method=method, steps=10, ending="denoise")
         s, sigma = scale(sk.VP(), plain.grid[-1]), plain.grid[-1]
         torch.testing.assert_close(ended.x, MIXTURE.denoise(plain.x / s, sigma))
         assert ended.nfe == plain.nfe + 1
         assert ended.grid[-1] == 0
-    adaptive = sk.solve(flow, x, rtol=1e-6, denoise=True)
+    adaptive = sk.solve(flow, x, rtol=1e-6, ending="denoise")
     until = sk.solve(flow, x, rtol=1e-6)
     expected = MIXTURE.denoise(until.x / scale(sk.VP(), until.grid[-1]), until.grid[-1])
     torch.testing.assert_close(adaptive.x, expected, rtol=0, atol=1e-12)
@@ -387,7 +387,7 @@ def test_running_out_of_budget_is_said():
     early = sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=30)
     assert (early.x - start).abs().max() < 0.5
     assert torch.equal(sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=1).x, start)
-    assert sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=1, denoise=True).nfe == 0
+    assert sk.solve(VP_FLOW, start, rtol=1e-9, max_nfe=1, ending="denoise").nfe == 0
 
 
 def test_a_budget_is_each_sample_s_own():
@@ -426,7 +426,7 @@ def test_a_tolerance_rules_down_to_sigma_min_before_denoising():
     """A range [σ, 0] is not one denoising step from σ."""
     x = MIXTURE.sample(4, 80.0, seed=0)
     ranged = sk.solve(FLOW, x, sigmas=[80.0, 0.0], rtol=1e-6)
-    explicit = sk.solve(FLOW, x, rtol=1e-6, denoise=True)
+    explicit = sk.solve(FLOW, x, rtol=1e-6, ending="denoise")
     torch.testing.assert_close(ranged.x, explicit.x, rtol=0, atol=1e-12)
 
 

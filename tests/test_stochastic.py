@@ -292,17 +292,17 @@ def test_halved_noise_is_caught(name, product):
 
 @dataclasses.dataclass(frozen=True)
 class HalfDriftNoise(sk.Noise):
-    def drift(self, tau, eta):
-        return tuple(c / 2 for c in super().drift(tau, eta))
+    def drift(self, p, eta):
+        return tuple(c / 2 for c in super().drift(p, eta))
 
 
 @dataclasses.dataclass(frozen=True)
 class HalfDriftNative(sk.Native):
-    def bind(self, process):
+    def bind(self, process, sigma_data=None):
         return HalfDriftNative(process)
 
-    def drift(self, tau, eta):
-        return tuple(c / 2 for c in super().drift(tau, eta))
+    def drift(self, p, eta):
+        return tuple(c / 2 for c in super().drift(p, eta))
 
 
 @pytest.mark.parametrize("name", [n for n in SDE_METHODS if n != "reverse_diffusion"])

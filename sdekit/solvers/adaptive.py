@@ -101,7 +101,7 @@ class AdaptiveRK:
 
     def state(self) -> Tensor:
         """States of the process: ``u`` times the factor where each sample is."""
-        return self.u * _per_sample(self.view.factors(self.view.level(self.tau)), self.u)
+        return self.view.leave(self.u, self.view.level(self.tau), unscaled=False)
 
     def first_size(self, u: Tensor, slope: Tensor, start: Array, end: float) -> Array:
         """Choose the first steps (Hairer, Nørsett & Wanner 1993, section II.4); one evaluation."""

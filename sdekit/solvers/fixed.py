@@ -7,18 +7,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..brownian import NoiseSource
 from ..solution import SolveError
-from .scheme import Array, Scheme
-from .view import View
+from .scheme import Array, Step
 
 
 def integrate_fixed(
-    view: View,
-    scheme: Scheme,
+    step: Step,
     u: Tensor,
     grid: Array,
-    noise: NoiseSource,
+    symbol: str,
     *,
     save: bool,
     progress: bool,
@@ -26,11 +23,10 @@ def integrate_fixed(
     """Integrate over a grid; no value of a tensor is read by the host inside the loop.
 
     Args:
-        view: The problem, seen in coordinates.
-        scheme: The scheme.
-        u: Initial state in the view's variables, ``(B, *event)``.
+        step: The steps of the grid, prepared by a scheme.
+        u: Initial state of the scheme, ``(B, *event)``.
         grid: Noise levels, or times.
-        noise: Source of noise.
+        symbol: What the grid is made of, for messages.
         save: Whether to keep the states between the steps.
         progress: Whether to show a progress bar once the loop has run for two seconds.
 
@@ -39,10 +35,17 @@ def integrate_fixed(
 
     Raises:
         SolveError: If a state is not finite. The check sums each sample after each step on the
-            device, where any NaN or infinity survives, and is read once, after the loop.
+            device, where any NaN or infinity survives, and is read once, after the loop; a compiled
+            or captured loop does without.
     """
-    step = scheme.prepare(view, grid, noise)
     steps = len(grid) - 1
+    checked = not (torch.compiler.is_compiling() or _capturing(u))
+    if not checked:
+        states = []
+        for n in range(steps):
+            u = step(n, u)
+            states.append(u.clone() if save else u)
+        return states if save else states[-1:]
     # The zero start gives each check-sum a slot: one small kernel per step, no list of tensors.
     checks = torch.zeros((steps + 1, u.shape[0]), dtype=u.dtype, device=u.device)
     torch.sum(u.detach().flatten(1), 1, out=checks[0])
@@ -50,10 +53,16 @@ def integrate_fixed(
     for n in tqdm(range(steps), delay=2, disable=not progress, desc="solving", leave=False):
         u = step(n, u)
         torch.sum(u.detach().flatten(1), 1, out=checks[n + 1])
-        if save or n == steps - 1:
+        if n == steps - 1:
             states.append(u)
-    _raise_if_not_finite(checks.numpy(force=True), grid, view.symbol)
+        elif save:  # a scheme may write its next state where it wrote this one
+            states.append(u if torch.is_grad_enabled() else u.clone())
+    _raise_if_not_finite(checks.numpy(force=True), grid, symbol)
     return states
+
+
+def _capturing(u: Tensor) -> bool:
+    return u.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _raise_if_not_finite(checks: Array, grid: Array, symbol: str) -> None:

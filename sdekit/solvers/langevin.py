@@ -66,7 +66,7 @@ class PredictorCorrector(Scheme):
         nodes = view.nodes(view.tau(grid[1:]))
         precision = floats(1 / grid[1:] ** 2)
         alpha = floats(scale_ratios(view, grid) ** 2)
-        unit = floats(1 / view.coordinates.h(grid[1:]))
+        unit = floats(1 / view.coordinates.h(view.coordinates.at(grid[1:])))
 
         def step(n: int, u: Tensor) -> Tensor:
             x_hat = view.unscale(nodes[n], predict(n, u))

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..brownian import NoiseSource
-from .scheme import Array, Scheme, Step
-from .view import View, floats
+from ..coordinates import Coordinates, Points
+from .linear import Line, LinearScheme, Plan
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def stage_slopes(
     return slopes
 
 
-class RungeKutta(Scheme):
+class RungeKutta(LinearScheme):
     """An explicit Runge–Kutta scheme.
 
     Args:
@@ -153,21 +152,26 @@ class RungeKutta(Scheme):
         self.nfe_per_step = tableau.stages
         self.adaptive = tableau.b_error is not None
 
-    def between(self, view: View, start: Array, end: Array) -> Step:
-        """Prepare steps from ``start[n]`` to ``end[n]``, values of ``τ`` that need not be a grid."""
-        tableau, stages = self.tableau, self.tableau.stages
-        steps = floats(end - start)
-        nodes = [view.nodes(start + c * (end - start)) for c in tableau.c[:stages]]
+    def plan(self, coordinates: Coordinates, grid: Points) -> Plan:
+        """Write down the steps of a grid."""
+        start, end = Points(*(v[:-1] for v in grid)), Points(*(v[1:] for v in grid))
+        return self.between(coordinates, start, end)
 
-        def step(n: int, u: Tensor) -> Tensor:
-            slopes = stage_slopes(
-                tableau, lambda i, v: view(nodes[i][n], v), u, steps[n], stages=stages
-            )
-            return combine(u, slopes, tableau.b, steps[n])
-
-        return step
-
-    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
-        """Prepare the steps of a grid."""
-        tau = view.tau(grid)
-        return self.between(view, tau[:-1], tau[1:])
+    def between(self, coordinates: Coordinates, start: Points, end: Points) -> Plan:
+        """Write down steps from ``start[n]`` to ``end[n]``, which need not be those of a grid."""
+        tableau, stages, count = self.tableau, self.tableau.stages, len(start.tau)
+        dt = end.tau - start.tau
+        inner = [coordinates.at_tau(start.tau + c * dt) for c in tableau.c[1:stages]]
+        # Row i of a table of points holds stage i of every step; the last row where steps end.
+        points = Points(*(np.concatenate(parts) for parts in zip(start, *inner, end, strict=True)))
+        weight = coordinates.weight(points)
+        steps = []
+        for n in range(count):
+            at = [n + i * count for i in range(stages + 1)]
+            lines = []
+            for i, row in enumerate((*tableau.a[: stages - 1], tableau.b[:stages]), start=1):
+                weights = {at[j]: dt[n] * w * weight[at[j]] for j, w in enumerate(row) if w}
+                last = i == stages
+                lines.append(Line(n, at[i], weights, accept=last, evaluate=not last))
+            steps.append((n, lines))
+        return Plan(points, steps)

@@ -33,6 +33,7 @@ class Scheme(ABC):
         stochastic: Whether it consumes noise.
         adaptive: Whether it carries an error estimate, and so accepts a tolerance.
         affine_only: Whether it needs an affine process.
+        unscaled: Whether the state it carries is the unscaled ``x̂``, not ``u``.
     """
 
     order: int | None = None
@@ -43,25 +44,26 @@ class Scheme(ABC):
     stochastic: bool = False
     adaptive: bool = False
     affine_only: bool = False
+    unscaled: bool = False
 
     @abstractmethod
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
         """Prepare the steps of a grid that ends above ``σ = 0``."""
 
-    def prepare(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+    def prepare(self, view: View, grid: Array, noise: NoiseSource, ending: str = "denoise") -> Step:
         """Prepare all steps of a grid.
 
-        A step to ``σ = 0`` is a denoising step in every scheme, ``x̂ = D(x̂, σ)``: it is what Euler
-        in `Noise` coordinates gives there, and no scheme of higher order is defined (Karras et al.
-        2022, algorithm 1, line 6).
+        A step to ``σ = 0`` is the same in every scheme: by default a denoising step,
+        ``x̂ = D(x̂, σ)``, which is what Euler in `Noise` coordinates gives there; no scheme of higher
+        order is defined (Karras et al. 2022, algorithm 1, line 6).
         """
         if not (isinstance(view, AffineView) and grid[-1] == 0):
             return self.stepper(view, grid, noise)
         last = len(grid) - 2
         step = self.stepper(view, grid[:-1], noise) if last else None
-        denoise = view.denoising_step(grid[-2])
+        end = view.ending(ending, grid[-2], unscaled=self.unscaled)
 
-        def step_or_denoise(n: int, u: Tensor) -> Tensor:
-            return step(n, u) if n < last and step is not None else denoise(u)
+        def step_or_end(n: int, state: Tensor) -> Tensor:
+            return step(n, state) if n < last and step is not None else end(state)
 
-        return step_or_denoise
+        return step_or_end

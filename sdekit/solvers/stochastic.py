@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import NoiseSource
+from .linear import run
 from .rk import RungeKutta
 from .scheme import Array, Scheme, Step
 from .view import AffineView, View, floats
@@ -57,7 +58,7 @@ class ReverseDiffusion(Scheme):
         """Coefficients of ``x̂``, ``D`` and the increment of ``B(σ²)`` in the next ``u``."""
         eta, rho = view.problem.eta, scale_ratios(view, grid)
         gain = 0.5 * (1 + eta**2) * (1 - (grid[1:] / grid[:-1]) ** 2)
-        back = rho / view.coordinates.h(grid[1:])
+        back = rho / view.coordinates.h(view.coordinates.at(grid[1:]))
         return back * (2 - rho - gain), back * gain, back * eta
 
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
@@ -105,6 +106,7 @@ class Churn(Scheme):
     strong_order = 1.0
     stochastic = True
     affine_only = True
+    unscaled = True
 
     def __init__(
         self,
@@ -129,25 +131,26 @@ class Churn(Scheme):
         """Prepare the steps of a grid; `prepare` does all the work, the last step included."""
         return self.prepare(view, grid, noise)
 
-    def prepare(self, view: View, grid: Array, noise: NoiseSource) -> Step:
-        """Prepare all steps of a grid; the denoising step to ``σ = 0`` is churned as well."""
+    def prepare(self, view: View, grid: Array, noise: NoiseSource, ending: str = "denoise") -> Step:
+        """Prepare all steps of a grid; the last one to ``σ = 0`` is churned as well."""
         assert isinstance(view, AffineView)
         low, count = grid[:-1], len(grid) - 1
         active = (low >= self.s_min) & (low <= self.s_max)
         high = low * (1 + np.where(active, min(self.s_churn / count, math.sqrt(2) - 1), 0.0))
-        h_low, h_high = view.coordinates.h(low), view.coordinates.h(high)
-        keep = floats(h_low / h_high)
         # The noise of step n is tied to the interval [n/N, (n+1)/N] of a clock that runs over steps.
-        spread = floats(self.s_noise * np.sqrt((high**2 - low**2) * count) / h_high)
+        spread = floats(self.s_noise * np.sqrt((high**2 - low**2) * count))
         churned = (high > low).tolist()
         inner = int(np.count_nonzero(grid[1:]))
-        tau = view.tau(high)
-        flow = self.scheme.between(view, tau[:inner], view.tau(grid[1 : inner + 1]))
-        denoise = view.denoising_step(high[-1])
+        at = view.coordinates.at
+        flow = run(
+            view, self.scheme.between(view.coordinates, at(high[:inner]), at(grid[1:][:inner]))
+        )
+        end = view.ending(ending, high[-1], unscaled=True)
 
-        def step(n: int, u: Tensor) -> Tensor:
+        def step(n: int, x_hat: Tensor) -> Tensor:
             if churned[n]:
-                u = keep[n] * u + spread[n] * noise.increment(n / count, (n + 1) / count, u)
-            return flow(n, u) if n < inner else denoise(u)
+                dw = view.rotate(noise.increment(n / count, (n + 1) / count, x_hat))
+                x_hat = torch.add(x_hat, dw, alpha=spread[n])
+            return flow(n, x_hat) if n < inner else end(x_hat)
 
         return step

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..affine import AffineSDE
 from ..brownian import NoiseSource
-from ..coordinates import Coordinates
+from ..coordinates import Coordinates, Noise, Points
 from ..sde import ProbabilityFlow, ReverseSDE, check_output, diffuse, noise_kind
 
 Array = NDArray[np.float64]
 Problem: TypeAlias = ProbabilityFlow | ReverseSDE
 Kick: TypeAlias = Callable[[int, Tensor], Tensor]
+Coefficient: TypeAlias = float | Tensor  # one number, or one per component of an event
 
 
 def floats(values: Array) -> list[float]:
@@ -43,15 +44,31 @@ class Node(NamedTuple):
     b: float | Tensor = 0.0
 
 
+class Evaluation(NamedTuple):
+    """A point at which a linear scheme evaluates a slope ``D(x̂, level) + state x̂``."""
+
+    level: Tensor
+    state: Coefficient
+
+
+class LinearForm(NamedTuple):
+    """A view as linear schemes see it, at points: ``u = x̂/h`` and ``N = slope (D + state x̂)``."""
+
+    h: Array
+    slope: Array
+
+
 class View(ABC):
     """A backward problem in the variables ``(u, τ)``.
 
     Attributes:
         problem: The problem.
         nfe: Calls of the denoiser (or score) so far.
+        coordinates: Host-side coordinates.
         symbol: What the grid is made of, for messages: ``"σ"`` or ``"t"``.
     """
 
+    coordinates: Coordinates
     symbol: str
 
     def __init__(self, problem: Problem, like: Tensor) -> None:
@@ -61,6 +78,32 @@ class View(ABC):
 
     def _on_device(self, values: Array) -> Tensor:
         return torch.as_tensor(values, dtype=self.like.dtype).to(self.like.device)
+
+    def coefficient(self, value: Array | float) -> Coefficient:
+        """Return a host coefficient as a float, or as a tensor shaped like an event."""
+        if isinstance(value, float) or value.ndim == 0:
+            return float(value)
+        return self._on_device(value).reshape(self.like.shape[1:])
+
+    @abstractmethod
+    def linear_form(self, points: Points) -> LinearForm:
+        """Coefficients that turn a plan in ``u`` and ``N`` into one in ``x̂`` and ``D``."""
+
+    @abstractmethod
+    def evaluations(self, points: Points) -> list[Evaluation]:
+        """Prepare the evaluation of slopes, at unscaled states."""
+
+    @abstractmethod
+    def evaluate(self, z: Tensor, at: Evaluation, out: Tensor | None) -> Tensor:
+        """Slope at an unscaled state, ``D + state x̂``, written to ``out`` if given."""
+
+    @abstractmethod
+    def enter(self, x: Tensor, level: float, *, unscaled: bool) -> Tensor:
+        """Turn a state of the process into that of a scheme, ``u`` or ``x̂``; a new tensor or ``x``."""
+
+    @abstractmethod
+    def leave(self, state: Tensor, levels: Array, *, unscaled: bool) -> Tensor:
+        """Turn a scheme's state back into the process's, at one grid value or one per sample."""
 
     @abstractmethod
     def tau(self, grid: Array) -> Array:
@@ -86,13 +129,12 @@ class View(ABC):
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """Prepare the noise terms of the steps of a grid: ``kick(n, u)`` is that of step ``n``."""
 
-    @abstractmethod
-    def factors(self, levels: Array) -> Array:
-        """Numbers by which ``u`` is multiplied to give the process's state at grid values."""
-
 
 class AffineView(View):
-    """A backward problem of an affine process in given coordinates; the grid is one of ``σ``."""
+    """A backward problem of an affine process in given coordinates; the grid is one of ``σ``.
+
+    In coordinates with a frame the unscaled state ``x̂`` of schemes is that in the frame's axes.
+    """
 
     symbol = "σ"
 
@@ -101,6 +143,15 @@ class AffineView(View):
         assert isinstance(problem.sde, AffineSDE)
         self.process = problem.sde
         self.coordinates = coordinates.bind(self.process)
+        self.frame: tuple[Tensor, Tensor] | None = None
+        if self.coordinates.frame is not None:
+            mean, basis = self.coordinates.frame
+            if len(mean) != like[0].numel():
+                raise ValueError(
+                    f"the coordinates have {len(mean)} dimensions, the state has shape "
+                    f"{tuple(like.shape)} with {like[0].numel()} per sample"
+                )
+            self.frame = self._on_device(mean), self._on_device(basis)
 
     def tau(self, grid: Array) -> Array:
         """``τ(σ)``."""
@@ -110,23 +161,66 @@ class AffineView(View):
         """``σ(τ)``."""
         return self.coordinates.sigma(tau)
 
-    def _host(self, tau: Array) -> tuple[Array, ...]:
-        sigma = self.coordinates.sigma(tau)
-        return sigma, self.coordinates.h(sigma), *self.coordinates.drift(tau, self.problem.eta)
+    def _into_frame(self, x_hat: Tensor) -> Tensor:
+        if self.frame is None:
+            return x_hat
+        mean, basis = self.frame
+        return ((x_hat.flatten(1) - mean) @ basis).reshape(x_hat.shape)
+
+    def _out_of_frame(self, z: Tensor) -> Tensor:
+        if self.frame is None:
+            return z
+        mean, basis = self.frame
+        return torch.addmm(mean, z.flatten(1), basis.mT).reshape(z.shape)
+
+    def rotate(self, increment: Tensor) -> Tensor:
+        """Turn an increment of a Brownian motion in ``x̂`` into the axes of the frame."""
+        if self.frame is None:
+            return increment
+        return (increment.flatten(1) @ self.frame[1]).reshape(increment.shape)
+
+    def linear_form(self, points: Points) -> LinearForm:
+        """``h`` and ``B``."""
+        return LinearForm(self.coordinates.h(points), self.coordinates.field(points)[1])
+
+    def evaluations(self, points: Points) -> list[Evaluation]:
+        """``A/(h B)``, so that ``B`` is a factor of weights and costs nothing."""
+        A, B = self.coordinates.field(points)
+        states = A / (self.coordinates.h(points) * B)
+        levels = self._on_device(points.sigma)
+        return [
+            Evaluation(level, self.coefficient(state))
+            for level, state in zip(levels, states, strict=True)
+        ]
+
+    def evaluate(self, z: Tensor, at: Evaluation, out: Tensor | None) -> Tensor:
+        """``D + A/(h B) x̂``."""
+        denoised = self.denoise(z, at.level)
+        if isinstance(at.state, Tensor):
+            return torch.addcmul(denoised, z, at.state, out=out)
+        if at.state == 0.0:
+            # A network may write its next result where it wrote this one.
+            return denoised if out is None else out.copy_(denoised)
+        return torch.add(denoised, z, alpha=at.state, out=out)
 
     def nodes(self, tau: Array) -> list[Node]:
-        """Prepare one node for each ``τ``; coefficients are Python floats."""
-        sigma, *coefficients = self._host(tau)
-        rows = zip(self._on_device(sigma), *map(floats, coefficients), strict=True)
-        return [Node(*row) for row in rows]
+        """Prepare one node for each ``τ``; coefficients are floats, or shaped like an event."""
+        points = self.coordinates.at_tau(tau)
+        a, b = self.coordinates.drift(points, self.problem.eta)
+        rows = zip(self._on_device(points.sigma), self.coordinates.h(points), a, b, strict=True)
+        return [Node(level, *map(self.coefficient, row)) for level, *row in rows]
 
     def node(self, tau: Array) -> Node:
-        """Prepare one node with a ``τ`` per sample; coefficients are shaped like the state."""
-        stacked = self._on_device(np.stack(self._host(tau)))
-        sigma, h, a, b = stacked.reshape(4, -1, *(1,) * (self.like.ndim - 1))
-        return Node(sigma.reshape(-1), h, a, b)
+        """Prepare one node with a ``τ`` per sample; coefficients are shaped to multiply the state."""
+        points = self.coordinates.at_tau(tau)
+        values = (self.coordinates.h(points), *self.coordinates.drift(points, self.problem.eta))
+        return Node(self._on_device(points.sigma), *map(self._per_sample, values))
 
-    def denoise(self, x_hat: Tensor, sigma: Tensor) -> Tensor:
+    def _per_sample(self, values: Array) -> Tensor:
+        event = self.like.shape[1:] if values.ndim == 2 else (1,) * (self.like.ndim - 1)
+        return self._on_device(values).reshape(-1, *event)
+
+    def denoise(self, z: Tensor, sigma: Tensor) -> Tensor:
         """Call the denoiser, count the call, and return the result in the state's dtype.
 
         Raises:
@@ -134,6 +228,7 @@ class AffineView(View):
             TypeError: If it does not return a tensor.
         """
         self.nfe += 1
+        x_hat = self._out_of_frame(z)
         version = None if x_hat.is_inference() else x_hat._version
         denoised = check_output(self.problem.model(x_hat, sigma), x_hat, "denoiser")
         if version is not None and x_hat._version != version:
@@ -141,12 +236,18 @@ class AffineView(View):
                 "the denoiser changed its input in place, which is the solver's state; let it work on "
                 "a copy"
             )
-        return denoised
+        return self._into_frame(denoised)
 
-    def denoising_step(self, sigma: float) -> Callable[[Tensor], Tensor]:
-        """Prepare the step from ``σ`` to 0, ``x̂ = D(h u, σ)``: its result is ``x̂``, not ``u``."""
+    def ending(self, kind: str, sigma: float, *, unscaled: bool) -> Callable[[Tensor], Tensor]:
+        """Prepare the last step from ``σ`` to 0; its result is ``x̂``, also where the state is ``u``."""
         (node,) = self.nodes(self.tau(np.array([sigma])))
-        return lambda u: self.denoise(self.unscale(node, u), node.level)
+
+        def step(state: Tensor) -> Tensor:
+            z = state if unscaled else self.unscale(node, state)
+            denoised = self.denoise(z, node.level)
+            return denoised if kind == "denoise" else torch.lerp(z, denoised, 0.5)
+
+        return step
 
     def unscale(self, node: Node, u: Tensor) -> Tensor:
         """Unscaled state ``x̂ = h u``."""
@@ -158,22 +259,56 @@ class AffineView(View):
 
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """Increments of ``η B(σ²)``, in units of ``u``."""
-        variance = floats(self.coordinates.sigma(tau) ** 2)
-        scale = floats(self.problem.eta * self.coordinates.noise_scale(tau))
-        return lambda n, u: noise.increment(variance[n + 1], variance[n], u) * scale[n]
+        points = self.coordinates.at_tau(tau)
+        variance = floats(points.sigma**2)
+        scales = self.problem.eta * self.coordinates.noise_scale(points)
+        scale = [self.coefficient(value) for value in scales]
 
-    def factors(self, levels: Array) -> Array:
-        """``s h``; ``(s σ) h`` at ``σ = ∞``, where ``u`` is a multiple of ``ε``; 1 at ``σ = 0``."""
-        noisy = np.where(levels == 0, 1.0, levels)  # a denoised state is x̂ itself, and s = 1
-        t = self.process.on_host("time", noisy)
+        def kick(n: int, u: Tensor) -> Tensor:
+            return self.rotate(noise.increment(variance[n + 1], variance[n], u)) * scale[n]
+
+        return kick
+
+    def _scale(self, levels: Array) -> Array:
+        """``s``; ``s σ`` at ``σ = ∞``, where states are multiples of ``ε``; 1 at ``σ = 0``."""
+        t = self.process.on_host("time", np.where(levels == 0, 1.0, levels))
         s, n = self.process.on_host("scale", t), self.process.on_host("std", t)
-        return np.where(levels == 0, 1.0, np.where(s == 0, n, s) * self.coordinates.h(noisy))
+        return np.where(levels == 0, 1.0, np.where(s == 0, n, s))
+
+    def _h(self, levels: Array) -> Array:
+        """``h``; 1 at ``σ = 0``, where a denoised state is ``x̂`` itself."""
+        h = self.coordinates.h(self.coordinates.at(np.where(levels == 0, 1.0, levels)))
+        return np.where((levels if h.ndim == 1 else levels[:, None]) == 0, 1.0, h)
+
+    def _multiply(self, x: Tensor, factors: Array) -> Tensor:
+        if len(factors) > 1:
+            return x * self._per_sample(factors)
+        factor = self.coefficient(factors[0])
+        return x if isinstance(factor, float) and factor == 1.0 else x * factor
+
+    def enter(self, x: Tensor, level: float, *, unscaled: bool) -> Tensor:
+        """``x̂ = x/s`` in the frame, or ``u = x̂/h``."""
+        levels = np.array([level])
+        scale, h = self._scale(levels), self._h(levels)
+        if self.frame is None and not unscaled:
+            return self._multiply(x, 1 / (scale * h))  # 1 in native coordinates
+        z = self._into_frame(self._multiply(x, 1 / scale))
+        return z if unscaled else self._multiply(z, 1 / h)
+
+    def leave(self, state: Tensor, levels: Array, *, unscaled: bool) -> Tensor:
+        """``x = s x̂`` out of the frame, with ``x̂ = h u``."""
+        scale = self._scale(levels)
+        if self.frame is None:
+            return self._multiply(state, scale if unscaled else scale * self._h(levels))
+        z = state if unscaled else self._multiply(state, self._h(levels))
+        return self._multiply(self._out_of_frame(z), scale)
 
 
 class GeneralView(View):
     """A backward problem of a general SDE in its own state and time; the grid is one of ``t``."""
 
     symbol = "t"
+    coordinates = Noise()  # formally: their variable is the grid's, and h = w = 1
 
     def tau(self, grid: Array) -> Array:
         """``t``."""
@@ -182,6 +317,19 @@ class GeneralView(View):
     def level(self, tau: Array) -> Array:
         """``t``."""
         return tau
+
+    def linear_form(self, points: Points) -> LinearForm:
+        """1 and 1: the slope is the problem's drift."""
+        return LinearForm(np.ones_like(points.tau), np.ones_like(points.tau))
+
+    def evaluations(self, points: Points) -> list[Evaluation]:
+        """The times."""
+        return [Evaluation(t, 0.0) for t in self._on_device(points.tau)]
+
+    def evaluate(self, z: Tensor, at: Evaluation, out: Tensor | None) -> Tensor:
+        """The problem's drift."""
+        slope = self(Node(at.level), z)
+        return slope if out is None else out.copy_(slope)
 
     def nodes(self, tau: Array) -> list[Node]:
         """Prepare one node for each time."""
@@ -208,6 +356,10 @@ class GeneralView(View):
 
         return kick
 
-    def factors(self, levels: Array) -> Array:
-        """1."""
-        return np.ones_like(levels)
+    def enter(self, x: Tensor, level: float, *, unscaled: bool) -> Tensor:
+        """``x``."""
+        return x
+
+    def leave(self, state: Tensor, levels: Array, *, unscaled: bool) -> Tensor:
+        """The state."""
+        return state
