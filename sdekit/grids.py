@@ -3,18 +3,28 @@
 A grid is a function ``grid(n, sigma_max, sigma_min, process=None)`` that returns ``n + 1`` strictly
 decreasing noise levels in float64, from ``sigma_max`` to ``sigma_min``, both included to the bit.
 Options are keywords: ``functools.partial(karras, rho=3.0)`` is a grid again.
+
+Almost every grid is uniform in some variable, a monotone function of ``σ``; the variable is all that
+its definition says. Two well-known grids have no function of their own here, being special cases:
+
+- that of iDDPM's cosine schedule without its offset, ``ᾱ = cos²(πt/2)``, is uniform in ``arctan σ``:
+  `theta` with ``sigma_data=1`` (with the offset: `uniform_t` on a `CosineVP`);
+- DDIM's and DEIS's quadratic grid is `power_t` with ``rho=2``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, expit, logit
 
 from .affine import AffineSDE
 
 Array = NDArray[np.float64]
+Map = Callable[[Array], Array]
 
 
 class Grid(Protocol):
@@ -27,25 +37,96 @@ class Grid(Protocol):
         ...
 
 
-def _ends(sigma: Array, sigma_max: float, sigma_min: float) -> Array:
-    # Round-off may move the ends by an ulp, out of a process's range.
-    sigma[0], sigma[-1] = sigma_max, sigma_min
-    return sigma
-
-
-def _check(n: int, sigma_max: float, sigma_min: float, *, finite: bool = True) -> None:
+def check_range(n: int, sigma_max: float, sigma_min: float) -> None:
+    """Refuse what no grid can be made of: no steps, or not ``0 < sigma_min < sigma_max``."""
     if n < 1:
         raise ValueError(f"n = {n} steps; a grid needs at least one")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(
             f"sigma_max = {sigma_max}, sigma_min = {sigma_min}; 0 < sigma_min < sigma_max is needed"
         )
-    if finite and np.isinf(sigma_max):
+
+
+def with_ends(sigma: Array, sigma_max: float, sigma_min: float) -> Array:
+    """Set the ends to the bit and return the grid; refuse one that float64 cannot keep apart."""
+    # Round-off may move the ends by an ulp, out of a process's range.
+    sigma[0], sigma[-1] = sigma_max, sigma_min
+    if not (np.diff(sigma) < 0).all():
+        raise ValueError(
+            f"{len(sigma) - 1} steps from sigma = {sigma_max} to {sigma_min} do not fit this grid: "
+            "levels coincide in float64; take fewer steps or milder options"
+        )
+    return sigma
+
+
+def _positive(**options: float) -> None:
+    for name, value in options.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} = {value}; it must be positive and finite")
+
+
+def _uniform(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    variable: Map,
+    inverse: Map,
+    *,
+    warp: Map | None = None,
+    from_infinity: bool = False,
+) -> Array:
+    """Return the grid that is uniform in ``variable(σ)``, an increasing function with ``inverse``.
+
+    ``warp``, an increasing map of [0, 1] to itself, says where else the points are, as fractions of
+    the variable's range from its low end; ``from_infinity`` that the variable is finite at ``σ = ∞``.
+    """
+    check_range(n, sigma_max, sigma_min)
+    if np.isinf(sigma_max) and not from_infinity:
         raise ValueError(
             "this grid cannot start at sigma = ∞, where the process has no signal left; give a "
-            "finite start, as in sigmas=sdekit.grids.karras(n, 80.0, 0.002), or take a method in the "
-            "process's own time, such as 'heun_t'"
+            "finite start, as in sigmas=sdekit.grids.karras(n, 80.0, 0.002), take a grid that is "
+            "finite there, such as theta, or a method in the process's own time, such as 'heun_t'"
         )
+    fraction = np.linspace(1.0, 0.0, n + 1)
+    if warp is not None:
+        fraction = warp(fraction)
+    # The inverse is called at the ends too, which may be poles; they are overwritten.
+    with np.errstate(divide="ignore", over="ignore"):
+        high, low = variable(np.array([sigma_max, sigma_min], dtype=np.float64))
+        return with_ends(inverse(low + (high - low) * fraction), sigma_max, sigma_min)
+
+
+def _uniform_in_time(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None,
+    *,
+    rho: float = 1.0,
+    warp: Map | None = None,
+) -> Array:
+    """Return the grid that is uniform in ``t^(1/ρ)``, ``t`` the time of the process."""
+    check_range(n, sigma_max, sigma_min)
+    if process is None:
+        raise ValueError("a grid uniform in time needs process=, whose time it is")
+    ends = np.array([sigma_max, sigma_min], dtype=np.float64)
+    times = process.on_host("time", ends)
+    reached = process.on_host("sigma", times)
+    # Some processes go on beyond T, others stop there; none has a root of a negative time.
+    if not np.allclose(reached, ends, rtol=1e-6, atol=0) or times[1] < -1e-9 * process.T:
+        raise ValueError(
+            f"the grid's range, sigma = {sigma_max:g} to {sigma_min:g}, exceeds that of {process!r}, "
+            f"{process.sigma_max:g} to {float(process.on_host('sigma', 0.0)):g}"
+        )
+    return _uniform(
+        n,
+        sigma_max,
+        sigma_min,
+        lambda sigma: process.on_host("time", sigma).clip(0) ** (1 / rho),
+        lambda root: process.on_host("sigma", root**rho),
+        warp=warp,
+        from_infinity=True,
+    )
 
 
 def karras(
@@ -61,11 +142,19 @@ def karras(
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or ``rho`` is not positive.
     """
-    _check(n, sigma_max, sigma_min)
-    if not rho > 0:
-        raise ValueError(f"rho = {rho}; it must be positive")
-    ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n + 1)
-    return _ends(ramp**rho, sigma_max, sigma_min)
+    _positive(rho=rho)
+    return _uniform(n, sigma_max, sigma_min, lambda s: s ** (1 / rho), lambda y: y**rho)
+
+
+def uniform_sigma(
+    n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = None
+) -> Array:
+    """Uniform in ``σ``.
+
+    Raises:
+        ValueError: If ``n < 1`` or not ``0 < sigma_min < sigma_max < ∞``.
+    """
+    return _uniform(n, sigma_max, sigma_min, lambda s: s, lambda y: y)
 
 
 def log(n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = None) -> Array:
@@ -74,10 +163,27 @@ def log(n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = 
     Raises:
         ValueError: If ``n < 1`` or not ``0 < sigma_min < sigma_max < ∞``.
     """
-    _check(n, sigma_max, sigma_min)
-    return _ends(
-        np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), n + 1)), sigma_max, sigma_min
-    )
+    return _uniform(n, sigma_max, sigma_min, np.log, np.exp)
+
+
+def polyexponential(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    rho: float = 1.0,
+) -> Array:
+    """Polynomial in ``log σ``: ``log(σ_i/σ_min) = (1 − i/n)^ρ log(σ_max/σ_min)``.
+
+    ``rho=1`` is `log`; a larger one moves points to low noise (k-diffusion,
+    ``get_sigmas_polyexponential``).
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or ``rho`` is not positive.
+    """
+    _positive(rho=rho)
+    return _uniform(n, sigma_max, sigma_min, np.log, np.exp, warp=lambda r: r**rho)
 
 
 def uniform_t(
@@ -86,10 +192,228 @@ def uniform_t(
     """Uniform in the time of ``process`` (Song et al. 2021); the start may be ``σ = ∞``.
 
     Raises:
-        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or no process is given.
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, or it does
+            not reach these levels.
     """
-    _check(n, sigma_max, sigma_min, finite=False)
-    if process is None:
-        raise ValueError("a grid uniform in time needs process=, whose time it is")
-    t_max, t_min = process.on_host("time", np.array([sigma_max, sigma_min]))
-    return _ends(process.on_host("sigma", np.linspace(t_max, t_min, n + 1)), sigma_max, sigma_min)
+    return _uniform_in_time(n, sigma_max, sigma_min, process)
+
+
+def power_t(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    rho: float = 2.0,
+) -> Array:
+    """Uniform in ``t^(1/ρ)``, ``t`` the time of ``process``; the start may be ``σ = ∞``.
+
+    ``rho=2`` is the quadratic grid of DDIM (Song, Meng & Ermon 2021, app. D.2) and DEIS (Zhang & Chen
+    2023, ``ts_order`` in their code).
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, it does not
+            reach these levels, or ``rho`` is not positive.
+    """
+    _positive(rho=rho)
+    return _uniform_in_time(n, sigma_max, sigma_min, process, rho=rho)
+
+
+def beta(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+) -> Array:
+    """Quantiles of ``Beta(α, β)`` in the time of ``process``: points gather at both ends.
+
+    Lee et al. (2024), "Beta sampling is all you need"; ComfyUI's ``beta_scheduler``, without its
+    rounding to training steps. (``use_beta_sigmas`` of diffusers places the same quantiles in ``σ``
+    instead of time.) The start may be ``σ = ∞``.
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, it does not
+            reach these levels, or a parameter is not positive.
+    """
+    _positive(alpha=alpha, beta=beta)
+    return _uniform_in_time(
+        n, sigma_max, sigma_min, process, warp=lambda r: betaincinv(alpha, beta, r)
+    )
+
+
+def theta(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    sigma_data: float = 1.0,
+) -> Array:
+    """Uniform in ``θ = arctan(σ/σ_d)``, the time of `Preconditioned`; the start may be ``σ = ∞``.
+
+    Optimal for Euler steps on data ``N(0, σ_d² I)`` (Sabour et al. 2024, theorem 3.1). With
+    ``sigma_data=1`` it is the uniform grid of the cosine schedule ``ᾱ = cos²(πt/2)`` (Nichol &
+    Dhariwal 2021).
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or ``sigma_data`` is not positive.
+    """
+    return power_theta(n, sigma_max, sigma_min, process, p=1.0, sigma_data=sigma_data)
+
+
+def power_theta(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    p: float = 0.5,
+    sigma_data: float = 1.0,
+) -> Array:
+    """Uniform in ``φ = arctan((σ/σ_d)^p)``, so ``σ = σ_d tan(φ)^(1/p)``; the start may be ``σ = ∞``.
+
+    ``p=1`` is `theta`; a smaller one moves points to both ends, towards `log` as ``p → 0``.
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or an option is not positive.
+    """
+    _positive(p=p, sigma_data=sigma_data)
+    return _uniform(
+        n,
+        sigma_max,
+        sigma_min,
+        lambda s: np.arctan((s / sigma_data) ** p),
+        lambda phi: sigma_data * np.tan(phi) ** (1 / p),
+        from_infinity=True,
+    )
+
+
+def sigmoid(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+) -> Array:
+    """Uniform in the time of the sigmoid schedule; the start may be ``σ = ∞``.
+
+    Jabri, Fleet & Chen (2023), also Chen (2023), algorithm 1: with ``S`` the logistic function and
+    ``z = (start + (end − start) t)/tau``, ``ᾱ(t) = (S(z₁) − S(z))/(S(z₁) − S(z₀))``.
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, ``start >= end``, or ``tau`` is
+            not positive.
+    """
+    _positive(tau=tau)
+    if not start < end:
+        raise ValueError(f"start = {start}, end = {end}; start < end is needed")
+    first, last = expit(start / tau), expit(end / tau)
+
+    def variable(sigma: Array) -> Array:
+        z: Array = logit(last - (last - first) / (1 + sigma**2))  # ᾱ = 1/(1 + σ²)
+        return z
+
+    def inverse(z: Array) -> Array:
+        q: Array = expit(z)
+        sigma: Array = np.sqrt((q - first).clip(0) / (last - q).clip(0))
+        return sigma
+
+    return _uniform(n, sigma_max, sigma_min, variable, inverse, from_infinity=True)
+
+
+def flow_shift(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    shift: float = 3.0,
+) -> Array:
+    """Shifted time of rectified flow, ``t' = shift t/(1 + (shift − 1) t)`` with ``t`` uniform.
+
+    As ``σ = t'/(1 − t') = shift t/(1 − t)``, the grid is uniform in ``σ/(σ + shift)``; ``shift=1`` is
+    uniform in the flow's time. Esser et al. (2024), eq. 23; 3 is Stable Diffusion 3's choice. The
+    start may be ``σ = ∞``.
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or ``shift`` is not positive.
+    """
+    _positive(shift=shift)
+    return _uniform(
+        n,
+        sigma_max,
+        sigma_min,
+        lambda s: 1 / (1 + shift / s),
+        lambda t: shift * t / (1 - t),
+        from_infinity=True,
+    )
+
+
+# Sabour et al. 2024, table 3: ten steps.
+AYS_TABLES: dict[str, tuple[float, ...]] = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "deepfloyd": (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def ays(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    model: str = "sd15",
+) -> Array:
+    """Align Your Steps: the levels optimised for one model (Sabour et al. 2024, table 3).
+
+    ``log σ`` is interpolated linearly between the published ten steps, as the paper does it for other
+    ``n``, and mapped linearly so that the ends are the requested ones: with the table's own ends and
+    ``n=10`` the result is the table.
+
+    Args:
+        n: Number of steps.
+        sigma_max: First noise level.
+        sigma_min: Last noise level.
+        process: Not used.
+        model: ``"sd15"`` or ``"sdxl"`` (Stable Diffusion), ``"deepfloyd"`` (stage 1), or ``"svd"``
+            (Stable Video Diffusion).
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or the model has no table.
+    """
+    if model not in AYS_TABLES:
+        raise ValueError(f"model = {model!r} has no table; there are {', '.join(AYS_TABLES)}")
+    levels = np.log(AYS_TABLES[model][::-1])
+    fractions = (levels - levels[0]) / (levels[-1] - levels[0])
+    knots = np.linspace(0.0, 1.0, len(levels))
+    return _uniform(
+        n, sigma_max, sigma_min, np.log, np.exp, warp=lambda r: np.interp(r, knots, fractions)
+    )
+
+
+GRIDS: dict[str, Grid] = {
+    grid.__name__: grid
+    for grid in (
+        karras,
+        log,
+        polyexponential,
+        uniform_sigma,
+        uniform_t,
+        power_t,
+        beta,
+        theta,
+        power_theta,
+        sigmoid,
+        flow_shift,
+        ays,
+    )
+}
+"""The grids by name."""
