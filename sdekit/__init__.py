@@ -3,20 +3,25 @@
 from . import distributions, grids
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise
-from .coordinates import Coordinates, LogData, LogNoise, Native, Noise, Preconditioned, Velocity
+from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, Noise, Velocity
 from .denoisers import EDMDenoiser
 from .digits import load_digits_denoiser
 from .distributions import Empirical, Gaussian, GaussianMixture, Product
+from .equidistribute import FittedGrid, equidistribute
+from .preconditioned import GaussianPreconditioned, Preconditioned
+from .prepared import Prepared, prepare
 from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
 from .sampling import sample, solve
 from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
 from .solution import Solution, SolveError, Stats
-from .solvers import rk as tableaus
+from .solvers import tableaus
+from .solvers.adams import Adams
 from .solvers.langevin import PredictorCorrector
 from .solvers.registry import Method, Solver, methods
-from .solvers.rk import RungeKutta, Tableau
+from .solvers.rk import RungeKutta
 from .solvers.scheme import Scheme
 from .solvers.stochastic import Churn, EulerMaruyama, ReverseDiffusion
+from .solvers.tableaus import Tableau
 
 __version__ = "0.1.0"
 
@@ -24,6 +29,7 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "Adams",
     "AffineSDE",
     "Churn",
     "Coordinates",
@@ -32,11 +38,14 @@ __all__ = [
     "EDMDenoiser",
     "Empirical",
     "EulerMaruyama",
+    "FittedGrid",
     "ForwardSDE",
     "Gaussian",
     "GaussianMixture",
+    "GaussianPreconditioned",
     "GridPath",
     "IndependentNoise",
+    "Interpolated",
     "LogData",
     "LogNoise",
     "Method",
@@ -44,6 +53,7 @@ __all__ = [
     "Noise",
     "Preconditioned",
     "PredictorCorrector",
+    "Prepared",
     "ProbabilityFlow",
     "Product",
     "RectifiedFlow",
@@ -59,9 +69,11 @@ __all__ = [
     "Tableau",
     "Velocity",
     "distributions",
+    "equidistribute",
     "grids",
     "load_digits_denoiser",
     "methods",
+    "prepare",
     "sample",
     "solve",
     "tableaus",

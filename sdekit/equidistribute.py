@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .affine import AffineSDE
-from .coordinates import Preconditioned
 from .denoisers import known_sigma_data, trained_range
 from .grids import check_range, power_theta, with_ends
 from .inputs import check_state
+from .preconditioned import Preconditioned
 from .sampling import solve
 from .sde import ProbabilityFlow, check_output
 from .solvers.registry import Solver

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,23 +14,20 @@ from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
 from .inputs import (
     check_ending,
-    check_problem,
-    check_start,
-    check_state,
     check_tolerances,
     choose_solver,
     named_solver,
     resolve_grid,
 )
+from .prepared import set_up
 from .scale import fit_solver
-from .sde import Model, ProbabilityFlow
+from .sde import Model
 from .solution import Solution, SolveError, Stats
 from .solvers.adaptive import AdaptiveRK
 from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
 from .solvers.rk import RungeKutta
-from .solvers.scheme import Step
-from .solvers.view import AffineView, GeneralView, Problem, View
+from .solvers.view import AffineView, Problem, View
 
 Array = NDArray[np.float64]
 
@@ -100,7 +96,7 @@ def solve(
     if seed is not None and noise is not None:
         raise TypeError("got seed and noise; the noise has its own seed, give one of them")
     adaptive = rtol is not None
-    solver, view, grid, calls = _set_up(
+    solver, view, grid, calls = set_up(
         problem,
         x,
         method=method,
@@ -112,7 +108,7 @@ def solve(
         sigma_data=sigma_data,
     )
     unscaled = solver.scheme.unscaled and not adaptive
-    u = view.enter(x, grid[0], unscaled=unscaled)
+    u = view.entrance(grid[0], unscaled=unscaled)(x)
     if rtol is not None:
         tolerances = check_tolerances(rtol, atol, x.dtype)
         states, loop = _adaptive(
@@ -132,10 +128,18 @@ def solve(
     else:
         source = IndependentNoise(seed) if noise is None else noise
         step = solver.scheme.prepare(view, grid, source, ending)
-        us = integrate_fixed(step, u, grid, view.symbol, save=trajectory, progress=progress)
+        us = integrate_fixed(
+            step,
+            u,
+            grid,
+            view.symbol,
+            save=trajectory,
+            progress=progress,
+            repeatable=not solver.scheme.stochastic,
+        )
         levels = grid[-len(us) :, None]
         states = [
-            view.leave(v, level, unscaled=unscaled) for v, level in zip(us, levels, strict=True)
+            view.exit(level, unscaled=unscaled)(v) for v, level in zip(us, levels, strict=True)
         ]
         stats = Stats(len(grid) - 1, np.full(len(x), view.nfe + calls))
         stopped = np.array([])
@@ -155,122 +159,6 @@ def solve(
         stats=stats,
         **outcome,
     )
-
-
-def _set_up(
-    problem: Problem,
-    x: Tensor,
-    *,
-    method: str | Solver | None,
-    steps: int | None,
-    sigmas: ArrayLike | None,
-    times: ArrayLike | None,
-    adaptive: bool,
-    ending: str,
-    sigma_data: float | None,
-) -> tuple[Solver, View, Array, int]:
-    """Check what is asked for; return the solver, the view, the grid and the calls already made."""
-    check_problem(problem)
-    check_state(x)
-    check_ending(ending)
-    flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
-    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive)
-
-    def grid_of(solver: Solver, steps: int | None) -> Array:
-        return resolve_grid(
-            problem.sde,
-            solver,
-            steps=steps,
-            sigmas=sigmas,
-            times=times,
-            adaptive=adaptive,
-            ending=ending,
-            reversible=flow and not solver.scheme.stochastic,
-        )
-
-    start = None if steps is not None or not affine else float(grid_of(solver, None)[0])
-    solver, calls = fit_solver(solver, problem, x, start, sigma_data, free=steps == 1)
-    grid = grid_of(solver, steps if steps is None else steps - calls)
-    view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
-    check_start(view, grid, stochastic=solver.scheme.stochastic)
-    return solver, view, grid, calls
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A solve of a flow on a fixed grid with all that the host has to do done; see `prepare`.
-
-    Attributes:
-        grid: Noise levels, or times, float64.
-    """
-
-    grid: Array
-    _view: View = field(repr=False)
-    _step: Step = field(repr=False)
-    _unscaled: bool = field(repr=False)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Solve from ``x`` at ``grid[0]``, ``(B, *event)``; return the state at ``grid[-1]``.
-
-        Raises:
-            SolveError: If a state becomes non-finite. Compiled, or captured in a CUDA graph, the
-                loop cannot stop to look, and returns what it has.
-        """
-        u = self._view.enter(x, self.grid[0], unscaled=self._unscaled)
-        symbol = self._view.symbol
-        (u,) = integrate_fixed(self._step, u, self.grid, symbol, save=False, progress=False)
-        return self._view.leave(u, self.grid[-1:], unscaled=self._unscaled)
-
-
-def prepare(
-    problem: ProbabilityFlow,
-    like: Tensor,
-    *,
-    method: str | Solver | None = None,
-    steps: int | None = None,
-    sigmas: ArrayLike | None = None,
-    times: ArrayLike | None = None,
-    ending: str = "stop",
-    sigma_data: float | None = None,
-) -> Prepared:
-    """Prepare a solve on a fixed grid, to be called many times, compiled or captured.
-
-    The result is a function of the start state that works on the device only:
-    ``torch.compile(prepared, fullgraph=True)`` makes one graph of the whole solve, and a CUDA graph can
-    capture it. The arguments are those of `solve`.
-
-    Args:
-        problem: ``process.probability_flow(model)``.
-        like: A state with the shape, dtype and device of those to come; where ``sigma_data`` has to
-            be estimated, a start state.
-        method: A name from `sdekit.methods` or a composed `Solver`.
-        steps: Number of steps.
-        sigmas: Explicit noise levels.
-        times: Explicit times.
-        ending: How the data are reached.
-        sigma_data: Standard deviation of the data.
-
-    Raises:
-        TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of its range, or the problem is a reverse SDE.
-    """
-    if not isinstance(problem, ProbabilityFlow):
-        raise TypeError(
-            "prepare takes a probability flow; a reverse SDE needs new noise every time"
-        )
-    solver, view, grid, _ = _set_up(
-        problem,
-        like,
-        method=method,
-        steps=steps,
-        sigmas=sigmas,
-        times=times,
-        adaptive=False,
-        ending=ending,
-        sigma_data=sigma_data,
-    )
-    step = solver.scheme.prepare(view, grid, IndependentNoise(None), ending)
-    return Prepared(grid, view, step, solver.scheme.unscaled)
 
 
 def _adaptive(
@@ -311,7 +199,7 @@ def _adaptive(
     if len(arrived):
         rows = torch.as_tensor(arrived, device=u.device)
         end = view.ending(ending, grid[-2], unscaled=False)(loop.u[rows])
-        last = last.index_copy(0, rows, view.leave(end, np.zeros(1), unscaled=False))
+        last = last.index_copy(0, rows, view.exit(np.zeros(1), unscaled=False)(end))
         loop.progress.nfe[arrived] += 1
     return [*states, last], loop
 

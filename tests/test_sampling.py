@@ -415,7 +415,7 @@ def test_adaptive_nfe_is_the_number_of_calls_each_sample_was_in():
 
     x = torch.cat([MIXTURE.sample(5, 80.0, seed=0), torch.arange(5.0, dtype=DOUBLE)[:, None]], 1)
     for method in ("dopri5", "dopri5_t"):
-        for options in ({}, {"denoise": True}, {"sigmas": [80.0, 1.0, 0.0]}):
+        for options in ({}, {"ending": "denoise"}, {"sigmas": [80.0, 1.0, 0.0]}):
             calls[:] = 0
             flow = sk.EDM().probability_flow(denoiser)
             solved = sk.solve(flow, x, method=method, rtol=1e-4, **options)

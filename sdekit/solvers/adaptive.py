@@ -101,7 +101,7 @@ class AdaptiveRK:
 
     def state(self) -> Tensor:
         """States of the process: ``u`` times the factor where each sample is."""
-        return self.view.leave(self.u, self.view.level(self.tau), unscaled=False)
+        return self.view.exit(self.view.level(self.tau), unscaled=False)(self.u)
 
     def first_size(self, u: Tensor, slope: Tensor, start: Array, end: float) -> Array:
         """Choose the first steps (Hairer, Nørsett & Wanner 1993, section II.4); one evaluation."""

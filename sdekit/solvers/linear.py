@@ -71,20 +71,24 @@ class LinearScheme(Scheme):
 
 
 class _Update(NamedTuple):
-    """A line in terms of the runner: ``z = keep z + Σ weight slots[slot]``, then an evaluation."""
+    """A line in terms of the runner: ``z = keep z + Σ weight slots[slot]``."""
 
     keep: Coefficient
     terms: tuple[tuple[int, Coefficient], ...]
     accept: bool
-    evaluation: tuple[int, Evaluation] | None  # the slot it goes to
+    lerp: bool  # one term, and coefficients that sum to 1
 
 
-class _Buffers(NamedTuple):
-    """What a run of a plan writes to; none where every result is a new tensor."""
+class _Segment(NamedTuple):
+    """An evaluation, the slot that its slope goes to, and the updates until the next one."""
 
-    accepted: Tensor | None
-    trial: Tensor | None
-    slots: list[Tensor | None]
+    at: Evaluation
+    slot: int
+    updates: tuple[_Update, ...]
+
+
+# The last slot holds what the denoiser returned, for a slope that is used at once and only once.
+_RAW = -1
 
 
 def run(view: View, plan: Plan) -> Step:
@@ -93,112 +97,114 @@ def run(view: View, plan: Plan) -> Step:
     Without autograd the state, the trial and the slopes that are still needed live in buffers that
     are allocated once: the tensor that a denoiser is given is overwritten later.
     """
-    starts, steps, slot_count = _compile(view, plan)
-    trials = any(not update.accept for updates in steps for update in updates)
-    # State of the run: its buffers, the accepted state, and the state the last step ended in.
-    buffers = _Buffers(None, None, [])
-    accepted = current = view.like
-
-    def evaluate(z: Tensor, evaluation: tuple[int, Evaluation]) -> None:
-        slot, at = evaluation
-        slots[slot] = view.evaluate(z, at, slots[slot] if reuse else None)
-
+    steps, count = _compile(view, plan)
+    trials = any(not u.accept for segments in steps for s in segments for u in s.updates)
     reuse = False
+    latest = accepted = trial = view.like
     slots: list[Tensor | None] = []
 
     def step(n: int, z: Tensor) -> Tensor:
-        nonlocal buffers, accepted, current, reuse, slots
+        nonlocal latest, accepted, trial, slots, reuse
         if n == 0:
-            reuse = not torch.is_grad_enabled()
-            new = [torch.empty_like(z) if reuse else None for _ in range(slot_count + 2)]
-            buffers, slots = _Buffers(new[0], new[1] if trials else None, new[2:]), new[2:]
-        if n == 0 or z is not current:
-            accepted = z if buffers.accepted is None else buffers.accepted.copy_(z)
-            current = accepted
-        evaluate(current, starts[n])
-        for update in steps[n]:
-            out = (accepted if update.accept else buffers.trial) if reuse else None
-            current = _combine(accepted, update.keep, update.terms, slots, out)
-            if update.accept:
-                accepted = current
-            if update.evaluation is not None:
-                evaluate(current, update.evaluation)
-        return current
+            reuse = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+            slots = [torch.empty_like(z) if reuse else None for _ in range(count)] + [None]
+            accepted = torch.empty_like(z) if reuse else z
+            trial = torch.empty_like(z) if reuse and trials else z
+        if n == 0 or z is not latest:  # not the state that the last step returned
+            latest = accepted = accepted.copy_(z) if reuse else z
+        for at, slot, updates in steps[n]:
+            denoised = view.evaluate(latest, at)
+            if slot == _RAW:
+                slots[slot] = denoised
+            else:
+                slots[slot] = _slope(denoised, latest, at.state, slots[slot] if reuse else None)
+            for update in updates:
+                out = (accepted if update.accept else trial) if reuse else None
+                latest = _combine(accepted, update, slots, out)
+                if update.accept:
+                    accepted = latest
+        return latest
 
     return step
 
 
-def _compile(
-    view: View, plan: Plan
-) -> tuple[list[tuple[int, Evaluation]], list[list[_Update]], int]:
+def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], int]:
     """Turn weights of ``N`` in ``u`` into weights of slopes in ``x̂``, and give slopes their slots."""
     form = view.linear_form(plan.points)
-    evaluations = view.evaluations(plan.points)
-    last_use = {
-        e: (n, i)
-        for n, (_, lines) in enumerate(plan.steps)
-        for i, line in enumerate(lines)
-        for e in line.weights
-    }
+    evaluations = view.evaluations(plan.points, form)
+    uses: dict[int, list[tuple[int, int]]] = {}
+    for n, (_, lines) in enumerate(plan.steps):
+        for i, line in enumerate(lines):
+            for e in line.weights:
+                uses.setdefault(e, []).append((n, i))
     slot_of: dict[int, int] = {}
     free: list[int] = []
     count = 0
-
-    def take(e: int) -> tuple[int, Evaluation]:
-        nonlocal count
-        if not free:
-            free.append(count)
-            count += 1
-        slot_of[e] = free.pop()
-        return slot_of[e], evaluations[e]
-
-    starts, steps = [], []
+    steps = []
     for n, (start, lines) in enumerate(plan.steps):
-        starts.append(take(start))
-        updates = []
+        segments: list[_Segment] = []
+        evaluated: int | None = start
+        at_accepted = n == 0 or plan.steps[n - 1][1][-1].accept
         for i, line in enumerate(lines):
+            if evaluated is not None:
+                raw = at_accepted and uses.get(evaluated, []) == [(n, i)]
+                if raw:
+                    slot_of[evaluated] = _RAW
+                else:
+                    if not free:
+                        free.append(count)
+                        count += 1
+                    slot_of[evaluated] = free.pop()
+                segments.append(_Segment(evaluations[evaluated], slot_of[evaluated], ()))
             h = form.h[line.target]
-            keep = view.coefficient(h / form.h[line.base])
-            terms = tuple(
-                (slot_of[e], view.coefficient(h * w * form.slope[e]))
-                for e, w in sorted(line.weights.items(), reverse=True)
-                if np.any(w)
-            )
-            done = [e for e in slot_of if last_use.get(e, (-1, 0)) <= (n, i)]
-            free += [slot_of.pop(e) for e in done]
-            evaluation = take(line.target) if line.evaluate else None
-            updates.append(_Update(keep, terms, line.accept, evaluation))
-        steps.append(updates)
-    return starts, steps, count
+            keep = h / form.h[line.base]
+            weights = {e: h * w * form.slope[e] for e, w in line.weights.items() if np.any(w)}
+            if evaluated is not None and slot_of[evaluated] == _RAW and evaluated in weights:
+                keep = keep + weights[evaluated] * form.state[evaluated]
+            terms = tuple((slot_of[e], view.coefficient(weights[e])) for e in sorted(weights)[::-1])
+            unity = keep + sum(weights.values())
+            lerp = len(terms) == 1 and unity.ndim == 0 and bool(abs(unity - 1) < 4e-16)
+            done = [e for e in slot_of if uses.get(e, [(-1, 0)])[-1] <= (n, i)]
+            free += [slot for slot in map(slot_of.pop, done) if slot != _RAW]
+            update = _Update(view.coefficient(keep), terms, line.accept, lerp)
+            segments[-1] = segments[-1]._replace(updates=(*segments[-1].updates, update))
+            evaluated, at_accepted = (line.target if line.evaluate else None), line.accept
+        steps.append(segments)
+    return steps, count
+
+
+def _slope(denoised: Tensor, z: Tensor, state: Coefficient, out: Tensor | None) -> Tensor:
+    """Return ``D + state z``, in new memory: a network may write its next result over this one."""
+    if isinstance(state, Tensor):
+        return torch.addcmul(denoised, z, state, out=out)
+    if state == 0.0:
+        return denoised if out is None else out.copy_(denoised)
+    return torch.add(denoised, z, alpha=state, out=out)
 
 
 def _combine(
-    z: Tensor,
-    keep: Coefficient,
-    terms: Sequence[tuple[int, Coefficient]],
-    slots: Sequence[Tensor | None],
-    out: Tensor | None,
+    z: Tensor, update: _Update, slots: Sequence[Tensor | None], out: Tensor | None
 ) -> Tensor:
     """Return ``keep z + Σ weight slots[slot]``, written to ``out`` (which may be ``z``) if given."""
-    total = z
-    fresh = out is z
+    keep = update.keep
+    total, owned = z, out is z  # owned: may be written to
+    if update.lerp:
+        ((slot, weight),) = update.terms
+        return torch.lerp(z, slots[slot], weight, out=out)  # type: ignore[arg-type]
     if isinstance(keep, Tensor) or keep != 1.0:
-        total = z.mul_(keep) if fresh else torch.mul(z, keep, out=out)
-        fresh = True
-    for slot, weight in terms:
+        total = z.mul_(keep) if owned else torch.mul(z, keep, out=out)
+        owned = True
+    for slot, weight in update.terms:
         slope = slots[slot]
         assert slope is not None
         if isinstance(weight, Tensor):
-            total = (
-                total.addcmul_(slope, weight)
-                if fresh
-                else torch.addcmul(total, slope, weight, out=out)
-            )
-        elif fresh:
+            args = (total, slope, weight)
+            total = total.addcmul_(slope, weight) if owned else torch.addcmul(*args, out=out)
+        elif owned:
             total.add_(slope, alpha=weight)
         else:
             total = torch.add(total, slope, alpha=weight, out=out)
-        fresh = True
-    if not fresh:  # a step that changes nothing
+        owned = True
+    if not owned:  # a step that changes nothing
         total = z.clone() if out is None else out.copy_(z)
     return total

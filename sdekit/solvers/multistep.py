@@ -77,9 +77,13 @@ class Multistep(LinearScheme):
             Weights ``(n, k)``, or ``(n, k, d)`` in coordinates with a frame.
         """
 
-    @abstractmethod
     def correct(self, coordinates: Coordinates, nodes: Points) -> Array:
-        """Weights of the slopes at ``nodes`` in the step from ``nodes[:, 1]`` to ``nodes[:, 0]``."""
+        """Weights of the slopes at ``nodes`` in the step from ``nodes[:, 1]`` to ``nodes[:, 0]``.
+
+        Raises:
+            NotImplementedError: If the scheme has no corrector.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no corrector")
 
     def depths(self, steps: int) -> list[int]:
         """Number of slopes that the predictor of each step uses."""

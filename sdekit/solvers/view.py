@@ -24,6 +24,7 @@ from ..sde import ProbabilityFlow, ReverseSDE, check_output, diffuse, noise_kind
 Array = NDArray[np.float64]
 Problem: TypeAlias = ProbabilityFlow | ReverseSDE
 Kick: TypeAlias = Callable[[int, Tensor], Tensor]
+Map: TypeAlias = Callable[[Tensor], Tensor]
 Coefficient: TypeAlias = float | Tensor  # one number, or one per component of an event
 
 
@@ -56,6 +57,7 @@ class LinearForm(NamedTuple):
 
     h: Array
     slope: Array
+    state: Array
 
 
 class View(ABC):
@@ -89,21 +91,29 @@ class View(ABC):
     def linear_form(self, points: Points) -> LinearForm:
         """Coefficients that turn a plan in ``u`` and ``N`` into one in ``x̂`` and ``D``."""
 
-    @abstractmethod
-    def evaluations(self, points: Points) -> list[Evaluation]:
+    def evaluations(self, points: Points, form: LinearForm) -> list[Evaluation]:
         """Prepare the evaluation of slopes, at unscaled states."""
+        levels = self._on_device(self.levels(points))
+        return [
+            Evaluation(level, self.coefficient(state))
+            for level, state in zip(levels, form.state, strict=True)
+        ]
 
     @abstractmethod
-    def evaluate(self, z: Tensor, at: Evaluation, out: Tensor | None) -> Tensor:
-        """Slope at an unscaled state, ``D + state x̂``, written to ``out`` if given."""
+    def levels(self, points: Points) -> Array:
+        """What the model is told about where it is: noise levels, or times."""
 
     @abstractmethod
-    def enter(self, x: Tensor, level: float, *, unscaled: bool) -> Tensor:
-        """Turn a state of the process into that of a scheme, ``u`` or ``x̂``; a new tensor or ``x``."""
+    def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
+        """What a slope is made of, at an unscaled state: ``D``, or the drift itself."""
 
     @abstractmethod
-    def leave(self, state: Tensor, levels: Array, *, unscaled: bool) -> Tensor:
-        """Turn a scheme's state back into the process's, at one grid value or one per sample."""
+    def entrance(self, level: float, *, unscaled: bool) -> Map:
+        """Prepare the change from a state of the process to that of a scheme, ``u`` or ``x̂``."""
+
+    @abstractmethod
+    def exit(self, levels: Array, *, unscaled: bool) -> Map:
+        """Prepare the change back, at one grid value or one per sample."""
 
     @abstractmethod
     def tau(self, grid: Array) -> Array:
@@ -180,28 +190,17 @@ class AffineView(View):
         return (increment.flatten(1) @ self.frame[1]).reshape(increment.shape)
 
     def linear_form(self, points: Points) -> LinearForm:
-        """``h`` and ``B``."""
-        return LinearForm(self.coordinates.h(points), self.coordinates.field(points)[1])
+        """``h``, ``B`` and ``A/(h B)``, so that ``B`` is a factor of weights and costs nothing."""
+        h, (A, B) = self.coordinates.h(points), self.coordinates.field(points)
+        return LinearForm(h, B, A / (h * B))
 
-    def evaluations(self, points: Points) -> list[Evaluation]:
-        """``A/(h B)``, so that ``B`` is a factor of weights and costs nothing."""
-        A, B = self.coordinates.field(points)
-        states = A / (self.coordinates.h(points) * B)
-        levels = self._on_device(points.sigma)
-        return [
-            Evaluation(level, self.coefficient(state))
-            for level, state in zip(levels, states, strict=True)
-        ]
+    def levels(self, points: Points) -> Array:
+        """``σ``."""
+        return points.sigma
 
-    def evaluate(self, z: Tensor, at: Evaluation, out: Tensor | None) -> Tensor:
-        """``D + A/(h B) x̂``."""
-        denoised = self.denoise(z, at.level)
-        if isinstance(at.state, Tensor):
-            return torch.addcmul(denoised, z, at.state, out=out)
-        if at.state == 0.0:
-            # A network may write its next result where it wrote this one.
-            return denoised if out is None else out.copy_(denoised)
-        return torch.add(denoised, z, alpha=at.state, out=out)
+    def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
+        """``D``."""
+        return self.denoise(z, at.level)
 
     def nodes(self, tau: Array) -> list[Node]:
         """Prepare one node for each ``τ``; coefficients are floats, or shaped like an event."""
@@ -229,7 +228,8 @@ class AffineView(View):
         """
         self.nfe += 1
         x_hat = self._out_of_frame(z)
-        version = None if x_hat.is_inference() else x_hat._version
+        compiling = torch.compiler.is_compiling()
+        version = None if compiling or x_hat.is_inference() else x_hat._version
         denoised = check_output(self.problem.model(x_hat, sigma), x_hat, "denoiser")
         if version is not None and x_hat._version != version:
             raise ValueError(
@@ -238,14 +238,14 @@ class AffineView(View):
             )
         return self._into_frame(denoised)
 
-    def ending(self, kind: str, sigma: float, *, unscaled: bool) -> Callable[[Tensor], Tensor]:
+    def ending(self, kind: str, sigma: float, *, unscaled: bool) -> Map:
         """Prepare the last step from ``σ`` to 0; its result is ``x̂``, also where the state is ``u``."""
         (node,) = self.nodes(self.tau(np.array([sigma])))
 
         def step(state: Tensor) -> Tensor:
             z = state if unscaled else self.unscale(node, state)
             denoised = self.denoise(z, node.level)
-            return denoised if kind == "denoise" else torch.lerp(z, denoised, 0.5)
+            return torch.lerp(z, denoised, 0.5) if kind == "half" else denoised
 
         return step
 
@@ -280,28 +280,39 @@ class AffineView(View):
         h = self.coordinates.h(self.coordinates.at(np.where(levels == 0, 1.0, levels)))
         return np.where((levels if h.ndim == 1 else levels[:, None]) == 0, 1.0, h)
 
-    def _multiply(self, x: Tensor, factors: Array) -> Tensor:
-        if len(factors) > 1:
-            return x * self._per_sample(factors)
-        factor = self.coefficient(factors[0])
-        return x if isinstance(factor, float) and factor == 1.0 else x * factor
-
-    def enter(self, x: Tensor, level: float, *, unscaled: bool) -> Tensor:
+    def entrance(self, level: float, *, unscaled: bool) -> Map:
         """``x̂ = x/s`` in the frame, or ``u = x̂/h``."""
         levels = np.array([level])
-        scale, h = self._scale(levels), self._h(levels)
-        if self.frame is None and not unscaled:
-            return self._multiply(x, 1 / (scale * h))  # 1 in native coordinates
-        z = self._into_frame(self._multiply(x, 1 / scale))
-        return z if unscaled else self._multiply(z, 1 / h)
+        scale, h = self._scale(levels)[0], self._h(levels)[0]
+        if self.frame is None:  # one division; by 1 in native coordinates
+            return _division(float(scale if unscaled else scale * h))
+        to_unscaled, to_u = (
+            _division(float(scale)),
+            _division(1.0 if unscaled else self.coefficient(h)),
+        )
+        return lambda x: to_u(self._into_frame(to_unscaled(x)))
 
-    def leave(self, state: Tensor, levels: Array, *, unscaled: bool) -> Tensor:
+    def exit(self, levels: Array, *, unscaled: bool) -> Map:
         """``x = s x̂`` out of the frame, with ``x̂ = h u``."""
-        scale = self._scale(levels)
+        scale, h = self._scale(levels), self._h(levels)
         if self.frame is None:
-            return self._multiply(state, scale if unscaled else scale * self._h(levels))
-        z = state if unscaled else self._multiply(state, self._h(levels))
-        return self._multiply(self._out_of_frame(z), scale)
+            return self._multiplication(scale if unscaled else scale * h)
+        to_process = self._multiplication(scale)
+        to_unscaled = self._multiplication(np.ones(1) if unscaled else h)
+        return lambda state: to_process(self._out_of_frame(to_unscaled(state)))
+
+    def _multiplication(self, factors: Array) -> Map:
+        one = len(factors) == 1
+        factor = self.coefficient(factors[0]) if one else self._per_sample(factors)
+        if isinstance(factor, float) and factor == 1.0:
+            return lambda x: x
+        return lambda x: x * factor
+
+
+def _division(factor: Coefficient) -> Map:
+    if isinstance(factor, float) and factor == 1.0:
+        return lambda x: x
+    return lambda x: x / factor
 
 
 class GeneralView(View):
@@ -319,17 +330,17 @@ class GeneralView(View):
         return tau
 
     def linear_form(self, points: Points) -> LinearForm:
-        """1 and 1: the slope is the problem's drift."""
-        return LinearForm(np.ones_like(points.tau), np.ones_like(points.tau))
+        """1, 1 and 0: the slope is the problem's drift."""
+        one = np.ones_like(points.tau)
+        return LinearForm(one, one, np.zeros_like(one))
 
-    def evaluations(self, points: Points) -> list[Evaluation]:
-        """The times."""
-        return [Evaluation(t, 0.0) for t in self._on_device(points.tau)]
+    def levels(self, points: Points) -> Array:
+        """``t``."""
+        return points.tau
 
-    def evaluate(self, z: Tensor, at: Evaluation, out: Tensor | None) -> Tensor:
+    def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
         """The problem's drift."""
-        slope = self(Node(at.level), z)
-        return slope if out is None else out.copy_(slope)
+        return self(Node(at.level), z)
 
     def nodes(self, tau: Array) -> list[Node]:
         """Prepare one node for each time."""
@@ -356,10 +367,10 @@ class GeneralView(View):
 
         return kick
 
-    def enter(self, x: Tensor, level: float, *, unscaled: bool) -> Tensor:
-        """``x``."""
-        return x
+    def entrance(self, level: float, *, unscaled: bool) -> Map:
+        """The state itself."""
+        return lambda x: x
 
-    def leave(self, state: Tensor, levels: Array, *, unscaled: bool) -> Tensor:
-        """The state."""
-        return state
+    def exit(self, levels: Array, *, unscaled: bool) -> Map:
+        """The state itself."""
+        return lambda state: state
