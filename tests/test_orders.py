@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from orders import NotResolved, measure_order
 
 import sdekit as sk
 from sdekit.distributions import Distribution, Gaussian
-from sdekit.solvers import rk
+from sdekit.solvers import tableaus
 from sdekit.solvers.registry import Solver
 
 STEPS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
@@ -21,6 +22,9 @@ FLOWS = [
     for name, entry in sk.methods().items()
     if entry.solver.scheme.solves == "flow" and not entry.solver.scheme.stochastic
 ]
+TABLEAUS = {
+    name: value for name, value in vars(tableaus).items() if isinstance(value, tableaus.Tableau)
+}
 # On Gaussian data the error of some methods cancels. Midpoint in σ: with x² = λ + σ² the error of
 # the rule and the error of its midpoint slope are both h³ λ σ / (8 x⁵), of opposite sign.
 # Dormand–Prince in σ: the coefficient of h⁵ is so small that h⁶ rules down to round-off (its order 5
@@ -93,14 +97,16 @@ def test_order_on_a_gaussian(name, process, gaussian):
     [sk.LogNoise(), sk.LogData(), sk.Velocity(), sk.Preconditioned(0.5), sk.Preconditioned(2.0)],
     ids=str,
 )
-@pytest.mark.parametrize("tableau", [rk.EULER, rk.HEUN, rk.RK4], ids=lambda t: t.order)
+@pytest.mark.parametrize(
+    "tableau", [tableaus.EULER, tableaus.HEUN, tableaus.RK4], ids=lambda t: t.order
+)
 def test_order_in_other_coordinates(tableau, coordinates, product):
     """A scheme written once keeps its order in every coordinate system."""
     solver = Solver(sk.RungeKutta(tableau), coordinates, sk.grids.log)
     assert flow_order(solver, product, sk.EDM()) == pytest.approx(tableau.order, abs=0.15)
 
 
-@pytest.mark.parametrize("tableau", [rk.EULER, rk.RK4], ids=lambda t: t.order)
+@pytest.mark.parametrize("tableau", [tableaus.EULER, tableaus.RK4], ids=lambda t: t.order)
 def test_preconditioned_is_exact_for_isotropic_gaussians(tableau):
     """One step from σ = 80 to 0.002, and from rectified flow's σ = ∞, has no error."""
     law = Gaussian(np.zeros(3), (0.49 * np.eye(3)).tolist())
@@ -120,12 +126,12 @@ def test_preconditioned_is_exact_for_isotropic_gaussians(tableau):
         torch.testing.assert_close(solved.x, exact, rtol=0, atol=tolerance)
 
 
-def damaged(tableau: rk.Tableau) -> list[rk.Tableau]:
+def damaged(tableau: tableaus.Tableau) -> list[tableaus.Tableau]:
     """Every tableau with one coefficient halved, made without the checks of the constructor."""
 
     def make(**changes):
-        broken = object.__new__(rk.Tableau)
-        for field in dataclasses.fields(rk.Tableau):
+        broken = object.__new__(tableaus.Tableau)
+        for field in dataclasses.fields(tableaus.Tableau):
             value = changes.get(field.name, getattr(tableau, field.name))
             object.__setattr__(broken, field.name, value)
         return broken
@@ -189,11 +195,8 @@ def size_of(tree: tuple) -> int:
     return 1 + sum(size_of(child) for child in tree)
 
 
-@pytest.mark.parametrize(
-    "tableau", [rk.EULER, rk.MIDPOINT, rk.HEUN, rk.RK4, rk.DORMAND_PRINCE], ids=lambda t: t.order
-)
-def test_tableaus_satisfy_the_order_conditions(tableau):
-    """Butcher's conditions ``b·Φ(τ) = 1/γ(τ)`` hold for all trees up to the order, not beyond."""
+def defects(tableau: tableaus.Tableau, b: tuple[float, ...], order: int) -> Iterator[float]:
+    """How far Butcher's conditions ``b·Φ(τ) = 1/γ(τ)`` are missed, one number per tree."""
     a = np.zeros((len(tableau.c),) * 2)
     for i, row in enumerate(tableau.a, start=1):
         a[i, :i] = row
@@ -201,18 +204,74 @@ def test_tableaus_satisfy_the_order_conditions(tableau):
     def weights(tree: tuple) -> np.ndarray:
         return np.prod([a @ weights(child) for child in tree], axis=0) * np.ones(len(a))
 
-    def defect(b: tuple[float, ...], order: int) -> float:
-        return max(abs(np.dot(b, weights(t)) - 1 / density(t)) for t in trees(order))
+    return (abs(float(np.dot(b, weights(t)) - 1 / density(t))) for t in trees(order))
 
-    assert [len(trees(k)) for k in range(1, 6)] == [1, 1, 2, 4, 9]
-    for order in range(1, tableau.order + 1):
-        assert defect(tableau.b, order) < 1e-14
-    assert defect(tableau.b, tableau.order + 1) > 1e-4
+
+def pairs(tableau: tableaus.Tableau) -> list[tuple[tuple[float, ...], int]]:
+    """Weights and their order: those of the method, and those of the embedded one if it has any."""
+    methods = [(tableau.b, tableau.order)]
     if tableau.b_error is not None:
-        embedded = np.subtract(tableau.b, tableau.b_error)
-        for order in range(1, tableau.error_order + 1):
-            assert defect(embedded, order) < 1e-14
-        assert defect(embedded, tableau.error_order + 1) > 1e-4
+        methods.append((tuple(np.subtract(tableau.b, tableau.b_error)), tableau.error_order))
+    return methods
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_tableaus_satisfy_the_order_conditions(name):
+    """The conditions hold for all trees up to the order, not beyond; so do the embedded method's."""
+    tableau = TABLEAUS[name]
+    assert [len(trees(k)) for k in range(1, 10)] == [1, 1, 2, 4, 9, 20, 48, 115, 286]
+    for b, order in pairs(tableau):
+        for k in range(1, order + 1):
+            assert max(defects(tableau, b, k)) < 3e-14
+        assert max(defects(tableau, b, order + 1)) > 1e-5
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_a_damaged_coefficient_fails_the_order_conditions(name):
+    """Halving any one coefficient breaks a condition, or a row's sum ``Σ_j a_ij = c_i``."""
+    tableau = TABLEAUS[name]
+    for broken in damaged(tableau):
+        sums = [abs(sum(row) - c) for row, c in zip(broken.a, broken.c[1:], strict=True)]
+        missed = (d for k in range(1, tableau.order + 1) for d in defects(broken, broken.b, k))
+        assert max(sums, default=0) > 1e-5 or any(d > 1e-5 for d in missed), broken
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "steps"),
+    [
+        ("RALSTON", LOW, [16, 24, 32, 48]),
+        ("BOGACKI_SHAMPINE", LOW, [16, 24, 32, 48]),
+        ("TSITOURAS", 0.5, [32, 48, 64, 96]),
+        ("DOP853", 0.5, [8, 10, 12, 14]),
+    ],
+)
+def test_order_of_further_tableaus(name, low, steps, product):
+    """The highest orders are reached above round-off where the flow is smoother, above σ = 0.5."""
+    tableau = TABLEAUS[name]
+    solver = Solver(sk.RungeKutta(tableau), sk.Noise(), sk.grids.log)
+    order = flow_order(solver, product, sk.EDM(), low=low, steps=steps, batch=16)
+    assert order == pytest.approx(tableau.order, abs=0.15)
+
+
+def test_the_family_of_second_order_holds_its_members():
+    """Midpoint, Ralston's and Heun's method are one family (Karras et al. 2022, algorithm 3)."""
+    assert tableaus.ralston(1 / 2) == tableaus.MIDPOINT
+    assert tableaus.ralston(2 / 3) == tableaus.RALSTON
+    assert tableaus.ralston(1.0) == tableaus.HEUN
+    for alpha in (0.0, 1.2, float("nan")):
+        with pytest.raises(ValueError, match="0 < alpha <= 1"):
+            tableaus.ralston(alpha)
+
+
+def test_dop853_has_the_coefficients_of_scipy():
+    """To the last bit, where both have them."""
+    coefficients = pytest.importorskip("scipy.integrate._ivp.dop853_coefficients")
+    tableau = tableaus.DOP853
+    assert tableau.c == tuple(coefficients.C[:12])
+    assert tableau.b == tuple(coefficients.B)
+    assert tableau.b_error == tuple(coefficients.E5[:12])
+    for i, row in enumerate(tableau.a, start=1):
+        assert row == tuple(coefficients.A[i, :i])
 
 
 def test_rk4_reproduces_the_gaussian_flow(gaussian):

@@ -192,7 +192,8 @@ def test_coordinates_are_exact_changes_of_variables(process, coordinates, eta, f
     rate = float(coordinates.sigma_rate(point))
     step = 1e-6 * abs(float(tau))
     h_rate = float(
-        coordinates.h(coordinates.at_tau(tau + step)) - coordinates.h(coordinates.at_tau(tau - step))
+        coordinates.h(coordinates.at_tau(tau + step))
+        - coordinates.h(coordinates.at_tau(tau - step))
     ) / (2 * step)
     moved = (1 + eta**2) * (x_hat - denoised) / float(sigma) * rate / h
     expected = moved - x_hat * h_rate / h**2

@@ -87,8 +87,7 @@ class UniPC(Adams):
         """Weights of the slopes at ``begin`` and ``other``, with ``ρ = 1/2``."""
         step = end.tau - begin.tau
         whole = coordinates.clock(end) - coordinates.clock(begin)
-        inverse_r = step / (other.tau - begin.tau)
-        half = 0.5 * inverse_r
+        half = 0.5 * step / (other.tau - begin.tau)
         if self.kind == "bh2":  # (1 − half, half) ΔW
             return _times(whole, np.stack([1 - half, half], axis=1))
         scale = _times(coordinates.weight(end), (step * half)[:, None])

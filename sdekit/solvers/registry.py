@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 
-from ..coordinates import Coordinates, Native, Noise
-from ..grids import Grid, karras, uniform_t
-from .langevin import PredictorCorrector
-from .rk import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, RungeKutta
+from ..coordinates import Coordinates, Interpolated, Native
+from ..grids import Grid
 from .scheme import Scheme
-from .stochastic import Churn, EulerMaruyama, ReverseDiffusion
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Method:
     @property
     def coordinates(self) -> str:
         """Name of the coordinates."""
-        return type(self.solver.coordinates).__name__
+        return coordinates_name(self.solver.coordinates)
 
     def row(self) -> tuple[str, ...]:
         """Return the entry as the cells of a table row, under `COLUMNS`."""
@@ -64,13 +62,30 @@ class Method:
         return (
             self.name,
             self.coordinates,
-            self.solver.grid.__name__,  # type: ignore[attr-defined]
+            grid_name(self.solver.grid),
             *("–" if order is None else f"{order:g}" for order in orders),
             str(scheme.nfe_per_step),
             self.noise,
             "yes" if scheme.adaptive else "no",
             self.source,
         )
+
+
+def coordinates_name(coordinates: Coordinates) -> str:
+    """Name of coordinates in tables, with the options that are set."""
+    if isinstance(coordinates, Interpolated):
+        inner, variable = map(coordinates_name, (coordinates.coordinates, coordinates.variable))
+        return f"{inner} in {variable}"
+    scale = getattr(coordinates, "sigma_data", None)
+    return type(coordinates).__name__ + (f"({scale:g})" if scale is not None else "")
+
+
+def grid_name(grid: Grid) -> str:
+    """Name of a grid in tables, with the options that are set."""
+    if isinstance(grid, partial):
+        options = ", ".join(f"{key}={value:g}" for key, value in grid.keywords.items())
+        return f"{grid_name(grid.func)}({options})"
+    return getattr(grid, "__name__", type(grid).__name__)
 
 
 COLUMNS = (
@@ -128,63 +143,15 @@ class Registry(Mapping[str, Method]):
         )
 
 
-# Tableau, its source, and that of the sampler that it is in noise coordinates.
-_TABLEAUS = {
-    "euler": (EULER, "Euler 1768", "DDIM: Song, Meng & Ermon 2021, eq. 12 with σ = 0"),
-    "heun": (HEUN, "Heun 1900", "Karras et al. 2022, alg. 1"),
-    "midpoint": (MIDPOINT, "Runge 1895", "Runge 1895"),
-    "rk4": (RK4, "Kutta 1901", "Kutta 1901"),
-    "dopri5": (
-        DORMAND_PRINCE,
-        "Dormand & Prince 1980; error of Shampine 1986",
-        "Dormand & Prince 1980; error of Shampine 1986",
-    ),
-}
-
-_METHODS = Registry(
-    (
-        *(
-            Method(name, Solver(RungeKutta(tableau), Noise(), karras), source)
-            for name, (tableau, _, source) in _TABLEAUS.items()
-        ),
-        *(
-            Method(f"{name}_t", Solver(RungeKutta(tableau), Native(), uniform_t), source)
-            for name, (tableau, source, _) in _TABLEAUS.items()
-        ),
-        Method(
-            "edm_sde",
-            Solver(Churn(RungeKutta(HEUN)), Noise(), karras),
-            "Karras et al. 2022, alg. 2; table 5, ImageNet-64",
-        ),
-        Method(
-            "euler_maruyama",
-            Solver(EulerMaruyama(), Noise(), karras),
-            "Maruyama 1955, in the unscaled state",
-        ),
-        Method(
-            "euler_maruyama_t",
-            Solver(EulerMaruyama(), Native(), uniform_t),
-            "Song et al. 2021, app. D",
-        ),
-        Method(
-            "reverse_diffusion",
-            Solver(ReverseDiffusion(), Native(), uniform_t),
-            "Song et al. 2021, eq. 46–48",
-        ),
-        Method(
-            "pc",
-            Solver(PredictorCorrector(ReverseDiffusion()), Native(), uniform_t),
-            "Song et al. 2021, alg. 4–5",
-        ),
-        Method(
-            "pc_euler_maruyama",
-            Solver(PredictorCorrector(EulerMaruyama()), Native(), uniform_t),
-            "Song et al. 2021, alg. 4–5, with Euler–Maruyama",
-        ),
-    )
-)
-
-
+@cache
 def methods() -> Registry:
     """Return the registered methods, by name; ``print(sdekit.methods())`` shows the table."""
-    return _METHODS
+    from . import catalogue  # made of the classes above
+
+    families = (
+        catalogue.runge_kutta,
+        catalogue.one_step,
+        catalogue.multistep,
+        catalogue.stochastic,
+    )
+    return Registry(tuple(method for family in families for method in family()))

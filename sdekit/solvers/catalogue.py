@@ -1,0 +1,186 @@
+"""The named samplers: each a line, a scheme in coordinates on a grid, with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from ..coordinates import Interpolated, LogData, LogNoise, Native, Noise, Velocity
+from ..grids import flow_shift, karras, log, power_t, power_theta, uniform_t
+from ..preconditioned import Preconditioned
+from . import tableaus
+from .adams import Adams
+from .exponential import (
+    DPMSinglestep,
+    ExponentialRK,
+    dpm_solver_1,
+    dpm_solver_2,
+    dpm_solver_3,
+    etd_rk4,
+    res_2s,
+    res_3s,
+)
+from .langevin import PredictorCorrector
+from .published import IPNDM, DPMMultistep, GradientEstimation, UniPC
+from .registry import Method, Solver
+from .rk import RungeKutta
+from .stochastic import Churn, EulerMaruyama, ReverseDiffusion
+
+_TABLEAUS = {
+    "euler": (tableaus.EULER, "Euler 1768"),
+    "heun": (tableaus.HEUN, "Heun 1900"),
+    "midpoint": (tableaus.MIDPOINT, "Runge 1895"),
+    "ralston": (tableaus.RALSTON, "Ralston 1962; Karras et al. 2022, alg. 3 with α = 2/3"),
+    "bosh3": (tableaus.BOGACKI_SHAMPINE, "Bogacki & Shampine 1989"),
+    "rk4": (tableaus.RK4, "Kutta 1901"),
+    "dopri5": (tableaus.DORMAND_PRINCE, "Dormand & Prince 1980; error of Shampine 1986"),
+    "tsit5": (tableaus.TSITOURAS, "Tsitouras 2011"),
+    "dop853": (tableaus.DOP853, "Prince & Dormand 1981; Hairer et al. 1993, II.5"),
+}
+_LU_A, _LU_B = "Lu et al. 2022a", "Lu et al. 2022b"
+_ZHANG, _ZHAO, _EDM = "Zhang & Chen 2023", "Zhao et al. 2023", "Karras et al. 2022"
+
+
+def runge_kutta() -> Iterator[Method]:
+    """Textbook schemes in ``σ``, in the process's own time (``_t``) and in ``θ`` (``_theta``)."""
+    for name, (tableau, source) in _TABLEAUS.items():
+        scheme = RungeKutta(tableau)
+        yield Method(name, Solver(scheme, Noise(), karras), source)
+        if name in ("euler", "heun", "midpoint", "rk4", "dopri5", "tsit5"):
+            yield Method(f"{name}_t", Solver(scheme, Native(), uniform_t), source)
+        yield Method(f"{name}_theta", Solver(scheme, Preconditioned(), power_theta), source)
+
+
+def one_step() -> Iterator[Method]:
+    """Published samplers without memory."""
+    euler, heun = RungeKutta(tableaus.EULER), RungeKutta(tableaus.HEUN)
+    straight = partial(flow_shift, shift=1.0)
+    for name, solver, source in (
+        ("ddim", Solver(euler, Noise(), uniform_t), "Song, Meng & Ermon 2021, eq. 12, η = 0"),
+        ("edm_euler", Solver(euler, Noise(), karras), f"{_EDM}, alg. 1 without correction"),
+        ("edm_heun", Solver(heun, Noise(), karras), f"{_EDM}, alg. 1"),
+        ("flow_euler", Solver(euler, Velocity(), straight), "Lipman et al. 2023; Liu et al. 2023"),
+        ("flow_heun", Solver(heun, Velocity(), straight), "Lipman et al. 2023; Heun 1900"),
+        (
+            "flow_midpoint",
+            Solver(RungeKutta(tableaus.MIDPOINT), Velocity(), straight),
+            "Lipman et al. 2023; Runge 1895",
+        ),
+    ):
+        yield Method(name, solver, source)
+    for name, tableau, coordinates, grid, source in (
+        ("dpm_solver_1", dpm_solver_1(), LogNoise(), log, f"{_LU_A}, eq. 3.7"),
+        ("dpm_solver_2", dpm_solver_2(), LogNoise(), log, f"{_LU_A}, alg. 1"),
+        ("dpm_2", dpm_solver_2(), LogNoise(), karras, f"k-diffusion, after {_EDM}"),
+        ("dpm_solver_3", dpm_solver_3(), LogNoise(), log, f"{_LU_A}, alg. 2"),
+        ("dpmpp_2s", dpm_solver_2(), LogData(), log, f"{_LU_B}, alg. 1"),
+        ("dpmpp_3s", dpm_solver_3(), LogData(), log, f"{_LU_B}, after {_LU_A}, alg. 2"),
+        ("res_2s", res_2s(), LogData(), log, "Hochbruck & Ostermann 2005; Zhang et al. 2023"),
+        ("res_3s", res_3s(), LogData(), log, "Hochbruck & Ostermann 2005; Zhang et al. 2023"),
+        ("etd_rk4", etd_rk4(), LogData(), log, "Krogstad 2005"),
+    ):
+        yield Method(name, Solver(ExponentialRK(tableau), coordinates, grid), source)
+    for group in (2, 3):
+        yield Method(
+            f"dpmpp_singlestep_{group}",
+            Solver(DPMSinglestep(group), LogData(), log),
+            f"{_LU_B}; grouped as DPM-Solver-fast, {_LU_A}, app. D",
+        )
+
+
+def multistep() -> Iterator[Method]:
+    """Published samplers that remember."""
+    quadratic = partial(power_t, rho=2.0)
+    for k in (2, 3, 4):
+        yield Method(
+            f"lms{k}",
+            Solver(Adams(k), Noise(), karras),
+            f"Katherine Crowson, k-diffusion; DEIS-ρAB of degree {k - 1}, {_ZHANG}",
+        )
+        yield Method(
+            f"deis_t{k}",
+            Solver(Adams(k), Interpolated(Noise(), Native()), quadratic),
+            f"{_ZHANG}, tAB of degree {k - 1}",
+        )
+    for k in (2, 3):
+        yield Method(
+            f"deis_logrho{k}",
+            Solver(Adams(k), LogNoise(), quadratic),
+            f"{_ZHANG}; azula's zEAB, diffusers' DEIS",
+        )
+        yield Method(
+            f"xeab{k}", Solver(Adams(k), LogData(), log), "azula's xEAB; RES-2M for two slopes"
+        )
+        yield Method(
+            f"vab{k}",
+            Solver(Adams(k), Preconditioned(1.0), uniform_t),
+            "azula's vAB: v-prediction, σ_d = 1",
+        )
+    yield Method("ipndm", Solver(IPNDM(), Noise(), quadratic), f"Liu et al. 2022; {_ZHANG}")
+    yield Method(
+        "gradient_estimation",
+        Solver(GradientEstimation(), Noise(), karras),
+        "Permenter & Yuan 2024, alg. 2",
+    )
+    yield Method("dpmpp_2m", Solver(DPMMultistep(2), LogData(), log), f"{_LU_B}, alg. 2")
+    yield Method(
+        "dpmpp_3m", Solver(DPMMultistep(3), LogData(), log), f"{_LU_B}, as its text has it"
+    )
+    shipped = DPMMultistep(3, as_shipped=True)
+    yield Method(
+        "dpmpp_3m_as_shipped",
+        Solver(shipped, LogData(), log),
+        "dpm-solver, diffusers, k-diffusion: without the factor 2 of the second derivative",
+    )
+    for kind in ("bh1", "bh2"):
+        for k in (1, 2, 3):
+            scheme = UniPC(k, kind=kind)
+            yield Method(f"unipc_{kind}_{k}", Solver(scheme, LogData(), log), f"{_ZHAO}, alg. 1–2")
+            yield Method(
+                f"unipc_{kind}_{k}_noise", Solver(scheme, LogNoise(), log), f"{_ZHAO}, alg. 1–2"
+            )
+    for k in (2, 3):
+        yield Method(
+            f"unipc_bh2_{k}_as_shipped",
+            Solver(UniPC(k, tail="lower"), LogData(), log),
+            "UniPC, diffusers: with lower_order_final",
+        )
+    yield Method(
+        "unipc_vary_as_shipped",
+        Solver(UniPC(3, kind="vary_as_shipped"), LogData(), log),
+        "UniPC's vary_coeff (its issue 10)",
+    )
+
+
+def stochastic() -> Iterator[Method]:
+    """Samplers of the reverse SDE."""
+    song = "Song et al. 2021"
+    for name, solver, source in (
+        (
+            "edm_sde",
+            Solver(Churn(RungeKutta(tableaus.HEUN)), Noise(), karras),
+            f"{_EDM}, alg. 2; table 5, ImageNet-64",
+        ),
+        (
+            "euler_maruyama",
+            Solver(EulerMaruyama(), Noise(), karras),
+            "Maruyama 1955, in the unscaled state",
+        ),
+        ("euler_maruyama_t", Solver(EulerMaruyama(), Native(), uniform_t), f"{song}, app. D"),
+        (
+            "reverse_diffusion",
+            Solver(ReverseDiffusion(), Native(), uniform_t),
+            f"{song}, eq. 46–48",
+        ),
+        (
+            "pc",
+            Solver(PredictorCorrector(ReverseDiffusion()), Native(), uniform_t),
+            f"{song}, alg. 4–5",
+        ),
+        (
+            "pc_euler_maruyama",
+            Solver(PredictorCorrector(EulerMaruyama()), Native(), uniform_t),
+            f"{song}, alg. 4–5, with Euler–Maruyama",
+        ),
+    ):
+        yield Method(name, solver, source)
