@@ -16,7 +16,10 @@ from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
 from .solution import Solution, SolveError, Stats
 from .solvers import tableaus
 from .solvers.adams import Adams
+from .solvers.bayesian import BayesianAdams, Prior
+from .solvers.exponential import DPMSinglestep, ExponentialRK, ExponentialTableau
 from .solvers.langevin import PredictorCorrector
+from .solvers.published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .solvers.registry import Method, Solver, methods
 from .solvers.rk import RungeKutta
 from .solvers.scheme import Scheme
@@ -27,22 +30,29 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EDM",
+    "IPNDM",
     "VE",
     "VP",
     "Adams",
     "AffineSDE",
+    "BayesianAdams",
     "Churn",
     "Coordinates",
     "CosineVP",
+    "DPMMultistep",
+    "DPMSinglestep",
     "DiscreteVP",
     "EDMDenoiser",
     "Empirical",
     "EulerMaruyama",
+    "ExponentialRK",
+    "ExponentialTableau",
     "FittedGrid",
     "ForwardSDE",
     "Gaussian",
     "GaussianMixture",
     "GaussianPreconditioned",
+    "GradientEstimation",
     "GridPath",
     "IndependentNoise",
     "Interpolated",
@@ -54,6 +64,7 @@ __all__ = [
     "Preconditioned",
     "PredictorCorrector",
     "Prepared",
+    "Prior",
     "ProbabilityFlow",
     "Product",
     "RectifiedFlow",
@@ -67,6 +78,7 @@ __all__ = [
     "Stats",
     "SubVP",
     "Tableau",
+    "UniPC",
     "Velocity",
     "distributions",
     "equidistribute",

@@ -399,6 +399,38 @@ def ays(
     )
 
 
+def balanced(
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    process: AffineSDE | None = None,
+    *,
+    sigma_data: float = 1.0,
+    p: float = 0.77,
+    center: float = 0.58,
+    share: float = 35.0,
+) -> Array:
+    """Part uniform in ``arctan((σ/(c σ_d))^p)``, part in ``log σ``, the more so the more steps.
+
+    Few steps belong where the law takes shape, at ``σ`` of the order of ``σ_d``; more are needed at low
+    noise, too. The start may be ``σ = ∞``. The part in ``log σ`` is ``n/(n + share)``. The values were
+    fitted with those of the prior of `sdekit.BayesianAdams`.
+
+    Raises:
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or an option is not positive.
+    """
+    check_range(n, sigma_max, sigma_min)
+    _positive(sigma_data=sigma_data, p=p, center=center, share=share)
+    # Above 1e4 σ_d nothing happens; there the first step may come from σ = ∞.
+    top = min(sigma_max, max(1e4 * sigma_data, 2 * sigma_min))
+    log_sigma = np.linspace(np.log(top), np.log(sigma_min), 2001)
+    phi = np.arctan((np.exp(log_sigma) / (center * sigma_data)) ** p)
+    part = n / (n + share)
+    done = (1 - part) * (phi[0] - phi) / (phi[0] - phi[-1]) + part * np.linspace(0, 1, 2001)
+    sigma = np.exp(np.interp(np.linspace(0, 1, n + 1), done, log_sigma))
+    return with_ends(sigma, sigma_max, sigma_min)
+
+
 GRIDS: dict[str, Grid] = {
     grid.__name__: grid
     for grid in (
@@ -413,6 +445,7 @@ GRIDS: dict[str, Grid] = {
         power_theta,
         sigmoid,
         flow_shift,
+        balanced,
         ays,
     )
 }

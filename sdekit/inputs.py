@@ -70,6 +70,15 @@ def named_solver(method: str | Solver) -> Solver:
     )
 
 
+def default_method(*, flow: bool, affine: bool, adaptive: bool) -> str:
+    """Return the name of the method taken when none is given."""
+    if not flow:
+        return "euler_maruyama" if affine else "euler_maruyama_t"
+    if not affine:
+        return "dopri5_t" if adaptive else "heun_t"
+    return "dopri5_theta" if adaptive else "bayesian_adams"
+
+
 def choose_solver(
     method: str | Solver | None, *, flow: bool, affine: bool, adaptive: bool
 ) -> Solver:
@@ -86,8 +95,7 @@ def choose_solver(
         ValueError: If the name is unknown or the method does not fit the problem.
     """
     if method is None:
-        method = ("dopri5" if adaptive else "heun") if flow else "euler_maruyama"
-        method += "" if affine else "_t"
+        method = default_method(flow=flow, affine=affine, adaptive=adaptive)
     solver = named_solver(method)
     name, scheme = repr(method) if isinstance(method, str) else "this solver", solver.scheme
     if flow and scheme.solves != "flow":

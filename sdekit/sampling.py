@@ -64,7 +64,9 @@ def solve(
         x: State of the process at the grid's first point, ``(B, *event)``, float32 or float64; the
             solve keeps its dtype and device.
         method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
-            known: see `sdekit.default_method`.
+            known: ``"bayesian_adams"`` on a fixed grid, ``"dopri5_theta"`` with a tolerance,
+            ``"euler_maruyama"`` for a reverse SDE; for a general SDE ``"heun_t"``, ``"dopri5_t"``
+            and ``"euler_maruyama_t"``.
         steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
             no more calls than this; one that estimates ``sigma_data`` takes a step less.
         sigmas: Strictly decreasing noise levels, for affine processes; for a flow also increasing.

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from ..coordinates import Interpolated, LogData, LogNoise, Native, Noise, Velocity
-from ..grids import flow_shift, karras, log, power_t, power_theta, uniform_t
+from ..grids import balanced, flow_shift, karras, log, power_t, power_theta, uniform_t
 from ..preconditioned import Preconditioned
 from . import tableaus
 from .adams import Adams
+from .bayesian import BayesianAdams
 from .exponential import (
     DPMSinglestep,
     ExponentialRK,
@@ -150,6 +151,21 @@ def multistep() -> Iterator[Method]:
         Solver(UniPC(3, kind="vary_as_shipped"), LogData(), log),
         "UniPC's vary_coeff (its issue 10)",
     )
+
+
+def own() -> Iterator[Method]:
+    """sdekit's: ``F`` in ``θ``, with a corrector that costs nothing."""
+    yield Method(
+        "bayesian_adams",
+        Solver(BayesianAdams(), Preconditioned(), balanced),
+        "sdekit, after O'Hagan 1991; the default",
+    )
+    for k in (2, 3, 4):
+        yield Method(
+            f"adams{k}",
+            Solver(Adams(k, corrector=True), Preconditioned(), balanced),
+            "sdekit, after Hairer, Nørsett & Wanner 1993, III.5",
+        )
 
 
 def stochastic() -> Iterator[Method]:

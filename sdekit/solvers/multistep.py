@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -101,27 +102,8 @@ class Multistep(LinearScheme):
         # The step that ends at point n is corrected with one slope more than predicted it.
         back = [min(depths[n - 1], n) + 1 for n in corrected]
         backward = self._weights(coordinates, grid, corrected, back, correct=True)
-        # Points: those of the grid; the same once more, where slopes are evaluated again; the start's.
-        again, stages = count + 1, 2 * (count + 1)
         start = _start(coordinates, grid, started)
-        points = Points(*map(np.concatenate, zip(grid, grid, start.points, strict=True)))
-        known: list[int] = []  # points of the slopes so far, newest first
-        steps: list[tuple[int, list[Line]]] = []
-        for n in range(count):
-            known.insert(0, n)
-            lines = []
-            if n < started:
-                lines = [_moved(line, n, stages) for line in start.steps[n][1]]
-            if n in backward:
-                weights = dict(zip(known, backward[n], strict=False))
-                if self.again:
-                    known[0] += again
-                lines.append(Line(n - 1, known[0], weights, accept=True, evaluate=self.again))
-            if n in forward:
-                weights = dict(zip(known, forward[n], strict=False))
-                lines.append(Line(n, n + 1, weights, accept=not self.corrector, evaluate=False))
-            steps.append((n, lines))
-        return Plan(points, steps)
+        return multistep_plan(grid, forward, backward, start=start, again=self.again)
 
     def _weights(
         self,
@@ -145,6 +127,48 @@ class Multistep(LinearScheme):
                 rows = self.predict(coordinates, nodes, end)
             found.update(zip(chosen.tolist(), rows, strict=True))
         return found
+
+
+def multistep_plan(
+    grid: Points,
+    forward: Mapping[int, Array],
+    backward: Mapping[int, Array],
+    *,
+    start: Plan | None = None,
+    again: bool = False,
+) -> Plan:
+    """Write down the steps of a multistep scheme.
+
+    Args:
+        grid: The grid.
+        forward: Weights of the slopes, newest first, in the prediction of step ``n``.
+        backward: The same in the correction of the state at point ``n``, the slope there first.
+        start: Steps of another scheme, which come before.
+        again: Whether slopes are evaluated again at corrected states.
+    """
+    count = len(grid.tau) - 1
+    first = [] if start is None else start.steps
+    # Points: those of the grid; the same once more, where slopes are evaluated again; the start's.
+    offset = count + 1
+    parts = [grid, grid, *([] if start is None else [start.points])]
+    points = Points(*map(np.concatenate, zip(*parts, strict=True)))
+    known: list[int] = []  # points of the slopes so far, newest first
+    steps: list[tuple[int, list[Line]]] = []
+    for n in range(count):
+        known.insert(0, n)
+        lines = []
+        if n < len(first):
+            lines = [_moved(line, n, 2 * offset) for line in first[n][1]]
+        if n in backward:
+            weights = dict(zip(known, backward[n], strict=False))
+            if again:
+                known[0] += offset
+            lines.append(Line(n - 1, known[0], weights, accept=True, evaluate=again))
+        if n in forward:
+            weights = dict(zip(known, forward[n], strict=False))
+            lines.append(Line(n, n + 1, weights, accept=not backward, evaluate=False))
+        steps.append((n, lines))
+    return Plan(points, steps)
 
 
 def _start(coordinates: Coordinates, grid: Points, steps: int) -> Plan:

@@ -149,9 +149,10 @@ def methods() -> Registry:
     from . import catalogue  # made of the classes above
 
     families = (
-        catalogue.runge_kutta,
-        catalogue.one_step,
+        catalogue.own,
         catalogue.multistep,
+        catalogue.one_step,
+        catalogue.runge_kutta,
         catalogue.stochastic,
     )
     return Registry(tuple(method for family in families for method in family()))
