@@ -57,8 +57,7 @@ def set_up(
             reversible=flow and not solver.scheme.stochastic,
         )
 
-    start = None if steps is not None or not affine else float(grid_of(solver, None)[0])
-    solver, calls = fit_solver(solver, problem, x, start, sigma_data, free=steps == 1)
+    solver, calls = fit_solver(solver, problem, x, sigma_data, free=steps == 1)
     grid = grid_of(solver, steps if steps is None else steps - calls)
     view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
     check_start(view, grid, stochastic=solver.scheme.stochastic)
@@ -146,6 +145,8 @@ def prepare(
         sigma_data=sigma_data,
     )
     scheme = solver.scheme
+    if scheme.stochastic:
+        raise ValueError("prepare takes deterministic methods; this one needs new noise every time")
     return Prepared(
         grid,
         view.symbol,

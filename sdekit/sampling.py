@@ -79,8 +79,8 @@ def solve(
             data of variance ``s²`` the results have variance ``s² + σ²``, ``s² − s² σ²/(s² + σ²)``
             and ``s² + σ⁴/(4 (s² + σ²))``.
         sigma_data: Standard deviation of the data, for methods and grids that use it. If not given
-            it is the denoiser's attribute ``sigma_data``, or estimated from the start state, or by
-            one call of the denoiser, which is counted.
+            it is the denoiser's attribute ``sigma_data``, or estimated by one call of the denoiser,
+            which is counted and, with ``steps``, taken off them. A wrong value costs accuracy only.
         seed: Seed of the noise of a stochastic method, or one seed per sample.
         noise: Source of noise, instead of a seed.
         trajectory: Whether to keep the states at all grid points.
@@ -299,7 +299,7 @@ def sample(
     noise = IndependentNoise(seed)
     start = noise.normal(torch.empty(shape, device=device, dtype=dtype))
     start = start * float(process.on_host("std", process.on_host("time", sigma)))
-    solver, calls = fit_solver(solver, problem, start, sigma, sigma_data, free=steps == 1)
+    solver, calls = fit_solver(solver, problem, start, sigma_data, free=steps == 1)
     grid = grid_of(solver, steps if steps is None else steps - calls, adaptive=rtol is not None)
     solution = solve(
         problem,

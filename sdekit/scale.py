@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .affine import AffineSDE
+from .coordinates import Noise
 from .denoisers import known_sigma_data
 from .grids import Grid
-from .sde import check_output
+from .solution import SolveError
 from .solvers.registry import Solver
-from .solvers.view import Problem
+from .solvers.view import AffineView, Problem
 
 # Noise level of the pilot call where nothing is known, in units in which data are of order one.
 _PILOT_SIGMA = 1.0
@@ -31,30 +33,29 @@ def fit_solver(
     solver: Solver,
     problem: Problem,
     x: Tensor,
-    sigma: float | None,
     sigma_data: float | None,
     *,
     free: bool = False,
 ) -> tuple[Solver, int]:
     """Fill the scale of the data into a solver's coordinates and grid.
 
-    It is the one given; else what the denoiser says in its attribute ``sigma_data``; else it is read
-    off the start state, or estimated by one call of the denoiser.
+    It is the one given; else what the denoiser says in its attribute ``sigma_data``; else it is
+    estimated by one call of the denoiser.
 
     Args:
         solver: A composed solver.
         problem: The problem.
         x: Start state, ``(B, *event)``.
-        sigma: Its noise level; the process's largest if not known yet.
         sigma_data: The scale, if the user says it.
-        free: Whether no call may be spent: an unknown scale is then taken to be that of the start
-            state at least, or 1/2 (Karras et al. 2022, for images in [−1, 1]).
+        free: Whether no call may be spent: an unknown scale is then taken to be 1/2, that of images
+            in [−1, 1] (Karras et al. 2022).
 
     Returns:
         The solver, and the number of calls.
 
     Raises:
         ValueError: If ``sigma_data`` is not positive and finite.
+        SolveError: If the denoiser is not finite where the scale is to be estimated.
     """
     if sigma_data is not None and not 0 < sigma_data < float("inf"):
         raise ValueError(f"sigma_data = {sigma_data}; it must be positive and finite")
@@ -67,7 +68,7 @@ def fit_solver(
     calls = 0
     value = sigma_data if sigma_data is not None else known_sigma_data(problem.model)
     if value is None:
-        value, calls = _estimate(problem, process, x, sigma or process.sigma_max, free=free)
+        value, calls = (0.5, 0) if free else (_estimate(problem, x), 1)
     grid = solver.grid
     if grid_needs:
         grid = functools.partial(grid, sigma_data=value)  # type: ignore[call-arg]  # see needs_scale
@@ -76,30 +77,27 @@ def fit_solver(
 
 
 @torch.no_grad()
-def _estimate(
-    problem: Problem, process: AffineSDE, x: Tensor, sigma: float, *, free: bool
-) -> tuple[float, int]:
-    """Estimate the standard deviation of the data from a state at ``σ``; return it and the calls.
+def _estimate(problem: Problem, x: Tensor) -> float:
+    """Estimate the standard deviation of the data by one call of the denoiser.
 
-    A state has variance ``σ_d² + σ²``, which tells where noise does not drown the data. Else, for
-    the pilot state ``x̂ = σ' ε`` at a moderate ``σ'``, the slope of ``D`` over ``x̂`` is
-    ``σ_d²/(σ_d² + σ'²)`` for Gaussian data, in the mean over directions.
+    At the pilot state ``x̂ = σ ε``, for a moderate ``σ``, the slope of ``D`` over ``x̂`` is
+    ``σ_d²/(σ_d² + σ²)`` for Gaussian data, in the mean over directions. It is taken from the first two samples, which get
+    ``ε`` and ``−ε``, the same in every solve: so it does not depend on how a batch is split.
     """
-    scale = float(process.on_host("scale", process.on_host("time", sigma)))
-    if scale > 0:
-        variance = float(x.double().var()) / scale**2
-        if variance > 2 * sigma**2:
-            return (variance - sigma**2) ** 0.5, 0
-    if free:
-        return 0.5, 0
-    epsilon = x / x.square().mean().sqrt()
-    x_hat = _PILOT_SIGMA * epsilon
-    denoised = check_output(
-        problem.model(x_hat, x.new_tensor(_PILOT_SIGMA)), x_hat, "denoiser"
-    ).double()
-    centred, denoised = x_hat.double(), denoised
-    if len(x) > 1:  # else the mean of the data cannot be told apart
-        centred, denoised = centred - centred.mean(0), denoised - denoised.mean(0)
-    slope = float((centred * denoised).sum() / centred.square().sum())
+    epsilon = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+    signs = torch.ones(len(x), *(1,) * (x.ndim - 1)).to(x)
+    signs[1::2] = -1
+    x_hat = _PILOT_SIGMA * signs * epsilon
+    view = AffineView(problem, Noise(), x)
+    denoised = view.denoise(x_hat, x.new_tensor(_PILOT_SIGMA))[:2].double()
+    # Half the difference of the two is free of the mean of the data; of one alone it is not.
+    odd = (denoised[0] - denoised[-1]) / 2 if len(x) > 1 else denoised[0] - denoised[0].mean()
+    slope = float((x_hat[0].double() * odd).sum() / x_hat[0].double().square().sum())
+    if not math.isfinite(slope):
+        raise SolveError(
+            f"the denoiser is not finite at σ = {_PILOT_SIGMA:g}, where the scale of the data was to "
+            "be estimated; give sigma_data="
+        )
     slope = min(max(slope, 1e-3), 1 - 1e-3)
-    return _PILOT_SIGMA * (slope / (1 - slope)) ** 0.5, 1
+    # Two digits, so that the round-off of another batch size makes no other solver.
+    return float(f"{_PILOT_SIGMA * (slope / (1 - slope)) ** 0.5:.1e}")
