@@ -38,13 +38,12 @@ from .problems import (
     rms,
     solve_reference,
 )
-from .runner import comparable
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 120)
 # Peers have six hundred settings. All are run at these budgets, and at the others those that come
-# within a factor of two of the best peer at a neighbouring one of these.
-HEATS = (6, 12, 30, 80)
-_CLOSE = 2.0
+# within this factor of the best peer at a neighbouring one of these.
+HEATS = (8, 40)
+_CLOSE = 2.5
 _PILOT_SEED = 1000  # other samples than those that are judged
 
 
@@ -154,7 +153,7 @@ def run_suite(config: SuiteConfig, folder: Path, *, progress: bool = False) -> l
 def _solvers(problem: Problem) -> Iterator[tuple[str, str, Solver]]:
     """Methods of sdekit on their default grids, and its own on a grid fitted to the problem."""
     sigma_data = known_sigma_data(problem.denoiser)
-    entries = [method for method in methods().values() if comparable(method)]
+    entries = [method for method in methods().values() if method.deterministic]
     for method in entries:
         yield method.name, "sdekit", _bound(method.solver, problem, sigma_data)
     pilot = make_problem(problem.name, samples=64, seed=_PILOT_SEED)
@@ -247,7 +246,7 @@ def _run_peers(judge: _Judge, budgets: Iterable[int], *, progress: bool) -> None
         bar = tqdm(heats, disable=not progress, desc=f"{judge.problem.name}: peers", leave=False)
         for budget in bar:
             errors[budget] = {
-                i: judge.peer(*entry, budget)
+                i: judge.peer(entry[0], entry[1], entry[2], budget)
                 for i, entry in enumerate(tqdm(group, disable=not progress, leave=False))
             }
         for budget in sorted(set(budgets) - set(heats)):
@@ -259,4 +258,5 @@ def _run_peers(judge: _Judge, budgets: Iterable[int], *, progress: bool) -> None
                 if error <= _CLOSE * min(errors[heat].values())
             }
             for i in sorted(close):
-                judge.peer(*group[i], budget)
+                peer, name, levels = group[i]
+                judge.peer(peer, name, levels, budget)

@@ -128,49 +128,77 @@ def run(view: View, plan: Plan) -> Step:
     return step
 
 
+class _Slots:
+    """Which slot holds the slope of which point, and when it is free again."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.count = 0
+        self._free: list[int] = []
+        self._of: dict[int, int] = {}
+        self._uses: dict[int, list[tuple[int, int]]] = {}
+        for n, (_, lines) in enumerate(plan.steps):
+            for i, line in enumerate(lines):
+                for point in line.weights:
+                    self._uses.setdefault(point, []).append((n, i))
+
+    def __getitem__(self, point: int) -> int:
+        return self._of[point]
+
+    def used_only_in(self, point: int, n: int, i: int) -> bool:
+        """Whether no line but line ``i`` of step ``n`` needs the slope."""
+        return self._uses.get(point) == [(n, i)]
+
+    def take(self, point: int, *, raw: bool) -> None:
+        """Find a slot for a slope."""
+        if not raw and not self._free:
+            self._free.append(self.count)
+            self.count += 1
+        self._of[point] = _RAW if raw else self._free.pop()
+
+    def release(self, n: int, i: int) -> None:
+        """Free the slots of slopes that are not needed after line ``i`` of step ``n``."""
+        done = [p for p in self._of if self._uses.get(p, [(-1, 0)])[-1] <= (n, i)]
+        self._free += [slot for slot in map(self._of.pop, done) if slot != _RAW]
+
+
 def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], int]:
     """Turn weights of ``N`` in ``u`` into weights of slopes in ``x̂``, and give slopes their slots."""
     form = view.linear_form(plan.points)
     evaluations = view.evaluations(plan.points, form)
-    uses: dict[int, list[tuple[int, int]]] = {}
-    for n, (_, lines) in enumerate(plan.steps):
-        for i, line in enumerate(lines):
-            for e in line.weights:
-                uses.setdefault(e, []).append((n, i))
-    slot_of: dict[int, int] = {}
-    free: list[int] = []
-    count = 0
+    slots = _Slots(plan)
     steps = []
+    at_accepted = True  # whether the next slope is evaluated at the accepted state
     for n, (start, lines) in enumerate(plan.steps):
         segments: list[_Segment] = []
         evaluated: int | None = start
-        at_accepted = n == 0 or plan.steps[n - 1][1][-1].accept
         for i, line in enumerate(lines):
-            if evaluated is not None:
-                raw = at_accepted and uses.get(evaluated, []) == [(n, i)]
-                if raw:
-                    slot_of[evaluated] = _RAW
-                else:
-                    if not free:
-                        free.append(count)
-                        count += 1
-                    slot_of[evaluated] = free.pop()
-                segments.append(_Segment(evaluations[evaluated], slot_of[evaluated], ()))
             h = form.h[line.target]
             keep = h / form.h[line.base]
             weights = {e: h * w * form.slope[e] for e, w in line.weights.items() if np.any(w)}
-            if evaluated is not None and slot_of[evaluated] == _RAW and evaluated in weights:
-                keep = keep + weights[evaluated] * form.state[evaluated]
-            terms = tuple((slot_of[e], view.coefficient(weights[e])) for e in sorted(weights)[::-1])
-            unity = keep + sum(weights.values())
-            lerp = len(terms) == 1 and unity.ndim == 0 and bool(abs(unity - 1) < 4e-16)
-            done = [e for e in slot_of if uses.get(e, [(-1, 0)])[-1] <= (n, i)]
-            free += [slot for slot in map(slot_of.pop, done) if slot != _RAW]
+            if evaluated is not None:
+                # A slope at the accepted state, needed here only, need not be formed: D will do.
+                # In place only by lerp, which may be given the same memory twice.
+                raw = at_accepted and slots.used_only_in(evaluated, n, i) and evaluated in weights
+                folded = keep + weights[evaluated] * form.state[evaluated] if raw else keep
+                raw = raw and (not line.accept or _is_lerp(folded, weights))
+                keep = folded if raw else keep
+                slots.take(evaluated, raw=raw)
+                segments.append(_Segment(evaluations[evaluated], slots[evaluated], ()))
+            newest_first = sorted(weights, reverse=True)
+            terms = tuple((slots[e], view.coefficient(weights[e])) for e in newest_first)
+            lerp = _is_lerp(keep, weights)
             update = _Update(view.coefficient(keep), terms, line.accept, lerp)
             segments[-1] = segments[-1]._replace(updates=(*segments[-1].updates, update))
+            slots.release(n, i)
             evaluated, at_accepted = (line.target if line.evaluate else None), line.accept
         steps.append(segments)
-    return steps, count
+    return steps, slots.count
+
+
+def _is_lerp(keep: Array, weights: Mapping[int, Array]) -> bool:
+    """Whether a line is ``z + w (D − z)``."""
+    total = keep + sum(weights.values())
+    return len(weights) == 1 and total.ndim == 0 and bool(abs(total - 1) < 4e-16)
 
 
 def _slope(denoised: Tensor, z: Tensor, state: Coefficient, out: Tensor | None) -> Tensor:
