@@ -7,7 +7,8 @@ from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, N
 from .denoisers import EDMDenoiser
 from .digits import load_digits_denoiser
 from .distributions import Empirical, Gaussian, GaussianMixture, Product
-from .equidistribute import FittedGrid, equidistribute
+from .equidistribute import Pilot, equidistribute, run_pilot
+from .fitted import FittedGrid
 from .preconditioned import GaussianPreconditioned, Preconditioned
 from .prepared import Prepared, prepare
 from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
@@ -61,6 +62,7 @@ __all__ = [
     "Method",
     "Native",
     "Noise",
+    "Pilot",
     "Preconditioned",
     "PredictorCorrector",
     "Prepared",
@@ -86,6 +88,7 @@ __all__ = [
     "load_digits_denoiser",
     "methods",
     "prepare",
+    "run_pilot",
     "sample",
     "solve",
     "tableaus",

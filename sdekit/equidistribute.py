@@ -3,17 +3,16 @@
 In `Preconditioned` coordinates the flow is ``du/dθ = −F(u, θ)``, and a scheme of order ``p`` makes in a
 step ``Δθ`` an error of about ``Δθ^(p+1) |F⁽ᵖ⁾|``, the derivative taken along the trajectory. All steps
 make the same error if their density in ``θ`` is proportional to ``|F⁽ᵖ⁾|^(1/(p+1))``: the error is
-equidistributed (de Boor 1973; Ascher, Mattheij & Russell 1995, ch. 9).
+equidistributed (de Boor 1973; Ascher, Mattheij & Russell 1995, ch. 9). Where steps are few no
+single power law holds, and the pilot batch itself is the judge among several such densities.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,138 +21,149 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .denoisers import known_sigma_data, trained_range
-from .grids import check_range, power_theta, with_ends
-from .inputs import check_state
+from .fitted import FittedGrid, phi_of
+from .grids import balanced_share, power_theta, with_ends
+from .inputs import check_state, default_method, named_solver
 from .preconditioned import Preconditioned
 from .sampling import solve
 from .sde import ProbabilityFlow, check_output
+from .solution import SolveError
 from .solvers.registry import Solver
 from .solvers.rk import RK4, RungeKutta
 
 Array = NDArray[np.float64]
 
-_VERSION = 1
-
-# Of the fitted density; the rest is uniform in arctan sqrt(σ/σ_d), so that no gap opens where the
-# pilot saw nothing to resolve.
-_FITTED_SHARE = 0.9
 # Width of the smoothing and number of the table's cells, in the range of arctan sqrt(σ/σ_d).
 _SMOOTHING = 0.03
-_CELLS = 128
-# How far beyond the fitted range round-off may carry a process's own ends.
-_SLACK = 1e-9
+_CELLS = 256
+# Of a density that is not judged on the pilot; the rest is uniform in arctan sqrt(σ/σ_d), so that
+# no gap opens where the pilot saw nothing to resolve.
+_FITTED_SHARE = 0.9
+# Orders and shares of the fitted density, in one with that of the balanced grid, that are judged.
+_CANDIDATES = ((3, 0.0), (2, 0.4), (2, 0.8), (3, 0.4), (3, 0.8), (5, 0.4), (5, 0.8))
+_TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True)
-class FittedGrid:
-    """A grid with a tabulated density of steps, as `equidistribute` returns it.
-
-    It is called as any grid, with any number of steps, on the fitted range or a part of it.
+class Pilot:
+    """A pilot batch, solved: what the model's flow is like, for grids to be fitted to it.
 
     Attributes:
-        order: Order ``p`` of the derivative that was equidistributed.
-        sigma_data: Standard deviation ``σ_d`` of the data, that of the pilot's coordinates.
-        samples: Number of samples of the pilot.
-        seed: Seed of the pilot's start; ``None`` if the start was given.
-        nfe: Network evaluations of the pilot, per sample.
-        levels: Noise levels of the table, strictly decreasing; the first may be ``∞``.
-        cumulative: Share of the steps made above each level, from 0 to 1, strictly increasing.
-
-    Raises:
-        ValueError: If a field is not as described.
+        problem: The flow.
+        start: States of the process at the first level, ``(B, *event)``, float64.
+        end: The same at the last level, accurately.
+        levels: Noise levels of the dense grid, decreasing.
+        slopes: ``F`` at the levels.
+        sigma_data: Standard deviation of the data.
+        seed: Seed of the start; ``None`` if it was given.
+        nfe: Network evaluations per sample.
     """
 
-    order: int
+    problem: ProbabilityFlow
+    start: Tensor = field(repr=False)
+    end: Tensor = field(repr=False)
+    levels: Array = field(repr=False)
+    slopes: list[Tensor] = field(repr=False)
     sigma_data: float
-    samples: int
     seed: int | None
     nfe: int
-    levels: tuple[float, ...]
-    cumulative: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        for name in ("order", "samples", "nfe"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r}; it must be a positive integer")
-        if not (self.seed is None or isinstance(self.seed, int)):
-            raise ValueError(f"seed = {self.seed!r}; it must be an integer or None")
-        for name in ("levels", "cumulative"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        Preconditioned(self.sigma_data)  # checks it
-        levels, cumulative = np.array(self.levels), np.array(self.cumulative)
-        if len(levels) != len(cumulative) or len(levels) < 2:
-            raise ValueError(
-                f"there are {len(levels)} levels and {len(cumulative)} cumulative shares; as many of "
-                "both, at least two, are needed"
-            )
-        if not (levels[:-1] > levels[1:]).all() or not 0 < levels[-1] < np.inf:
-            raise ValueError("levels must decrease strictly, and end above 0")
-        if not (np.diff(cumulative) > 0).all() or cumulative[0] != 0 or cumulative[-1] != 1:
-            raise ValueError("cumulative must increase strictly from 0 to 1")
+    def equidistributed(self, order: int = 3) -> FittedGrid:
+        """Return the grid that equidistributes the ``order``-th derivative of ``F``, for any steps.
 
-    def __repr__(self) -> str:
-        return (
-            f"FittedGrid(σ = {self.levels[0]:g} … {self.levels[-1]:g}, order={self.order}, "
-            f"sigma_data={self.sigma_data:g}, nfe={self.nfe})"
+        With ``m(θ)`` the root-mean-square, over samples and components, of the derivative of ``F``
+        with respect to ``θ``, the density of steps in ``θ`` is ``m^(1/(order + 1))``, smoothed over 3 %
+        of the range of ``arctan sqrt(σ/σ_d)``; 10 % of it is then made uniform in that variable.
+
+        Raises:
+            ValueError: If ``order < 1`` or the pilot has too few points for it.
+        """
+        levels, fitted = self._table(order)
+        uniform = np.linspace(0.0, 1.0, len(levels))
+        return self._grid(order, _FITTED_SHARE, levels, fitted, uniform)
+
+    def best(self, n: int, method: str | Solver | None = None) -> FittedGrid:
+        """Return the best of several grids of ``n`` steps, judged by a method's error on the pilot.
+
+        They mix the densities of derivatives of order 2, 3 and 5 with that of the balanced grid.
+
+        Raises:
+            ValueError: If ``n < 1`` or the method is unknown.
+        """
+        if method is None:
+            method = default_method(flow=True, affine=True, adaptive=False)
+        solver = named_solver(method)
+        coordinates = solver.coordinates.bind(_process(self.problem), self.sigma_data)
+        solver = replace(solver, coordinates=coordinates)
+        grids = list(self._candidates(n))
+        return grids[int(np.argmin([self._error(solver, grid, n) for grid in grids]))]
+
+    def _candidates(self, n: int) -> Iterator[FittedGrid]:
+        for order, share in _CANDIDATES:
+            levels, fitted = self._table(order)
+            rest = balanced_share(levels, n, levels[0], levels[-1], sigma_data=self.sigma_data)
+            yield self._grid(order, share, levels, fitted, rest)
+        rest = np.interp(
+            -levels,
+            -power_theta(512, levels[0], levels[-1], sigma_data=self.sigma_data, p=0.75),
+            np.linspace(0.0, 1.0, 513),
+        )
+        yield self._grid(3, 0.0, levels, fitted, rest)
+
+    def _error(self, solver: Solver, grid: FittedGrid, n: int) -> float:
+        sigmas = grid(n, self.levels[0], self.levels[-1])
+        try:
+            x = solve(self.problem, self.start, method=solver, sigmas=sigmas).x
+        except SolveError:
+            return math.inf
+        return float((x - self.end).square().mean())
+
+    def _grid(
+        self, order: int, share: float, levels: Array, fitted: Array, rest: Array
+    ) -> FittedGrid:
+        cumulative = share * fitted + (1 - share) * rest
+        cumulative[0], cumulative[-1] = 0.0, 1.0
+        return FittedGrid(
+            order=order,
+            share=share,
+            sigma_data=self.sigma_data,
+            samples=len(self.start),
+            seed=self.seed,
+            nfe=self.nfe,
+            levels=tuple(levels.tolist()),
+            cumulative=tuple(cumulative.tolist()),
         )
 
-    def __call__(
-        self, n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = None
-    ) -> Array:
-        """Return ``n + 1`` decreasing noise levels, each step with the same share of the density.
-
-        Raises:
-            ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or the range is not a part of
-                the fitted one.
-        """
-        check_range(n, sigma_max, sigma_min)
-        first, last = self.levels[0], self.levels[-1]
-        if sigma_max > first * (1 + _SLACK) or sigma_min < last * (1 - _SLACK):
+    def _table(self, order: int) -> tuple[Array, Array]:
+        """Tabulate the share of steps made above noise levels by the fitted density."""
+        if order < 1:
+            raise ValueError(f"order = {order}; it must be at least 1")
+        if len(self.levels) < order + 4:
             raise ValueError(
-                f"the grid was fitted from sigma = {first:g} to {last:g}, and {sigma_max:g} to "
-                f"{sigma_min:g} is asked for; fit again with sigma_max= and sigma_min=, or restrict "
-                "the solve"
+                f"points = {len(self.levels)}; order {order} needs at least {order + 4}"
             )
-        phi, cumulative = _phi(np.array(self.levels), self.sigma_data), np.array(self.cumulative)
-        ends = _phi(np.array([sigma_max, sigma_min]), self.sigma_data)
-        # Both ways linear in φ, so that the one interpolant is the inverse of the other.
-        high, low = np.interp(-ends, -phi, cumulative)
-        inside = np.interp(np.linspace(high, low, n + 1), cumulative, phi)
-        return with_ends(self.sigma_data * np.tan(inside) ** 2, sigma_max, sigma_min)
-
-    def save(self, path: str | Path) -> None:
-        """Write the grid as JSON."""
-        record = {"format": "sdekit.FittedGrid", "version": _VERSION, **asdict(self)}
-        # JSON has no infinity; float("inf") reads it back.
-        record["levels"] = ["inf" if math.isinf(level) else level for level in self.levels]
-        text = json.dumps(record, indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> FittedGrid:
-        """Read a grid that `save` wrote.
-
-        Raises:
-            ValueError: If the file is not such a grid; the message names the file and what is wrong.
-        """
-        try:
-            record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(record, dict) or record.pop("format", None) != "sdekit.FittedGrid":
-                raise ValueError("it is not the JSON of a FittedGrid")
-            version = record.pop("version", None)
-            if version != _VERSION:
-                raise ValueError(f"it has version {version!r}, and this sdekit reads {_VERSION}")
-            return cls(**record)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read as a fitted grid: {error}") from error
+        theta = np.arctan(self.levels / self.sigma_data)
+        density = _derivative_rms(theta, self.slopes, order) ** (1 / (order + 1))
+        knots = phi_of(self.levels, self.sigma_data)
+        phi = np.linspace(knots[0], knots[-1], _CELLS + 1)
+        # dθ/dφ, from tan θ = tan² φ
+        density = density * np.sin(2 * knots) / (1 - 0.5 * np.sin(2 * knots) ** 2)
+        fine = np.interp(-phi, -knots, density)
+        distance = (phi[:, None] - phi) / (_SMOOTHING * (phi[0] - phi[-1]))
+        kernel = np.exp(-0.5 * distance**2)
+        fine = kernel @ fine / kernel.sum(1)
+        cumulative = np.concatenate([[0.0], np.cumsum(fine[1:] + fine[:-1])])
+        # Where F is linear in θ for all samples every grid is as good; the pilot then has no say.
+        uniform = np.linspace(0.0, 1.0, _CELLS + 1)
+        fitted = cumulative / cumulative[-1] if cumulative[-1] > 0 else uniform
+        levels = self.sigma_data * np.tan(phi) ** 2
+        return with_ends(levels, self.levels[0], self.levels[-1]), fitted
 
 
 @torch.no_grad()
-def equidistribute(
+def run_pilot(
     problem: ProbabilityFlow,
     *,
-    order: int = 3,
     samples: int = 64,
     seed: int = 0,
     shape: tuple[int, ...] | None = None,
@@ -163,18 +173,13 @@ def equidistribute(
     sigma_data: float | None = None,
     points: int = 60,
     device: torch.device | str | None = None,
-) -> FittedGrid:
-    """Fit a grid to a model: equidistribute the ``order``-th derivative of ``F`` along trajectories.
+) -> Pilot:
+    """Solve a pilot batch in float64: by classical Runge–Kutta on a dense grid, and to 1e-8.
 
-    A pilot batch is solved in float64 by classical Runge–Kutta in `Preconditioned` coordinates, in
-    steps uniform in ``arctan sqrt(σ/σ_d)``. With ``m(θ)`` the root-mean-square, over samples and
-    components, of the derivative of ``F`` with respect to ``θ``, the density of steps in ``θ`` is
-    ``m^(1/(order + 1))``, smoothed over 3 % of the range of ``arctan sqrt(σ/σ_d)``, of which 10 % are
-    then made uniform in that variable.
+    The dense grid is uniform in ``arctan sqrt(σ/σ_d)``, in `Preconditioned` coordinates.
 
     Args:
         problem: ``process.probability_flow(denoiser)`` of an affine process.
-        order: Order of the derivative; that of the scheme to be used, or 3 for all.
         samples: Size of the pilot batch, if ``x`` is not given.
         seed: Seed of its start.
         shape: Shape of one sample, ``event``, if ``x`` is not given.
@@ -182,12 +187,9 @@ def equidistribute(
         sigma_max: Highest noise level; by default the process's, or the denoiser's if it is lower.
         sigma_min: Lowest noise level; by default the process's, or the denoiser's if it is higher.
         sigma_data: Standard deviation of the data; by default the denoiser's attribute.
-        points: Number of points of the pilot, which makes ``5 points − 4`` evaluations. More resolve
-            sharper features, and amplify the round-off of a model in low precision.
+        points: Number of points of the dense grid, which takes ``5 points − 4`` evaluations. More
+            resolve sharper features, and amplify the round-off of a model in low precision.
         device: Device of the pilot batch, if ``x`` is not given.
-
-    Returns:
-        The grid, to be called as any other, or given to a `Solver`.
 
     Raises:
         TypeError: If the problem is not the probability flow of an affine process, or not one of
@@ -196,57 +198,112 @@ def equidistribute(
             returns a value that is not finite.
         SolveError: If the pilot fails.
     """
-    if not isinstance(problem, ProbabilityFlow) or not isinstance(problem.sde, AffineSDE):
-        raise TypeError(
-            f"problem is a {type(problem).__name__}; pass process.probability_flow(denoiser) of an "
-            "affine process"
-        )
+    process = _process(problem)
     if (x is None) == (shape is None):
         raise TypeError("give either x, a start state, or shape, that of one sample")
-    if order < 1:
-        raise ValueError(f"order = {order}; it must be at least 1")
-    if points < order + 4:
-        raise ValueError(f"points = {points}; order {order} needs at least {order + 4}")
+    sigma_data = known_sigma_data(problem.model) if sigma_data is None else float(sigma_data)
     if sigma_data is None:
-        sigma_data = known_sigma_data(problem.model)
-        if sigma_data is None:
-            raise ValueError(
-                "sigma_data is not known: the denoiser has no such attribute; pass the standard "
-                "deviation of the data (a rough value will do)"
-            )
-    process = problem.sde
+        raise ValueError(
+            "sigma_data is not known: the denoiser has no such attribute; pass the standard "
+            "deviation of the data (a rough value will do)"
+        )
     highest, lowest = trained_range(problem.model)
     sigma_max = min(process.sigma_max, highest) if sigma_max is None else sigma_max
     sigma_min = max(process.sigma_min, lowest) if sigma_min is None else sigma_min
-    sigmas = power_theta(points - 1, sigma_max, sigma_min, sigma_data=float(sigma_data))
+    sigmas = power_theta(points - 1, sigma_max, sigma_min, sigma_data=sigma_data)
     given = x is not None
     if x is None:
         assert shape is not None
         x = _start(process, sigma_max, (samples, *shape), seed).to(device)
     check_state(x)
-    theta, slopes, nfe = _pilot(problem, x.double(), sigmas, float(sigma_data))
-    m = _derivative_rms(theta, slopes, order)
-    if not np.isfinite(m).all():
+    x = x.double()
+    slopes, nfe = _slopes(problem, x, sigmas, sigma_data)
+    finite = [bool(torch.isfinite(slope).all()) for slope in slopes]
+    if not all(finite):
         raise ValueError(
             f"the denoiser returned a value that is not finite near sigma = "
-            f"{sigmas[np.argmin(np.isfinite(m))]:g}"
+            f"{sigmas[finite.index(False)]:g}"
         )
-    levels, cumulative = _table(sigmas, m ** (1 / (order + 1)), float(sigma_data))
-    return FittedGrid(
-        order=order,
-        sigma_data=float(sigma_data),
-        samples=len(x),
-        seed=None if given else seed,
-        nfe=nfe,
-        levels=tuple(levels),
-        cumulative=tuple(cumulative),
+    method = default_method(flow=True, affine=True, adaptive=True)
+    exact = solve(
+        problem,
+        x,
+        method=method,
+        sigmas=sigmas[[0, -1]],
+        rtol=_TOLERANCE,
+        sigma_data=sigma_data,
     )
+    seen = None if given else seed
+    return Pilot(problem, x, exact.x, sigmas, slopes, sigma_data, seen, nfe + exact.nfe)
 
 
-def _phi(sigma: Array, sigma_data: float) -> Array:
-    """``φ = arctan sqrt(σ/σ_d)``: a smooth variable that resolves both ends of the range."""
-    phi: Array = np.arctan(np.sqrt(sigma / sigma_data))
-    return phi
+def equidistribute(
+    problem: ProbabilityFlow,
+    n: int | None = None,
+    *,
+    method: str | Solver | None = None,
+    order: int = 3,
+    samples: int = 64,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    x: Tensor | None = None,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    sigma_data: float | None = None,
+    device: torch.device | str | None = None,
+) -> FittedGrid:
+    """Fit a grid to a model by a pilot run, so that steps make equal errors.
+
+    With ``n`` the grid is the best of several of so many steps on the pilot (`Pilot.best`); without,
+    it equidistributes one derivative, for any number of steps (`Pilot.equidistributed`).
+
+    Args:
+        problem: ``process.probability_flow(denoiser)`` of an affine process.
+        n: Number of steps.
+        method: Method that is to use the grid, with ``n``; the default one if not given.
+        order: Order of the derivative, without ``n``.
+        samples: As of `run_pilot`, like what follows.
+        seed: Seed of the pilot's start.
+        shape: Shape of one sample.
+        x: Start of the pilot, instead.
+        sigma_max: Highest noise level.
+        sigma_min: Lowest noise level.
+        sigma_data: Standard deviation of the data.
+        device: Device of the pilot.
+
+    Returns:
+        The grid, to be called as any other, given to a `Solver`, or saved.
+
+    Raises:
+        TypeError: As `run_pilot` does.
+        ValueError: As `run_pilot` does, or for ``n`` or ``order`` less than 1, or an unknown method.
+        SolveError: If the pilot fails.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"n = {n} steps; a grid needs at least one")
+    if order < 1:
+        raise ValueError(f"order = {order}; it must be at least 1")
+    pilot = run_pilot(
+        problem,
+        samples=samples,
+        seed=seed,
+        shape=shape,
+        x=x,
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
+        sigma_data=sigma_data,
+        device=device,
+    )
+    return pilot.equidistributed(order) if n is None else pilot.best(n, method)
+
+
+def _process(problem: ProbabilityFlow) -> AffineSDE:
+    if not isinstance(problem, ProbabilityFlow) or not isinstance(problem.sde, AffineSDE):
+        raise TypeError(
+            f"problem is a {type(problem).__name__}; pass process.probability_flow(denoiser) of an "
+            "affine process"
+        )
+    return problem.sde
 
 
 def _start(process: AffineSDE, sigma: float, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -256,10 +313,10 @@ def _start(process: AffineSDE, sigma: float, shape: tuple[int, ...], seed: int) 
     return std * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _pilot(
+def _slopes(
     problem: ProbabilityFlow, x: Tensor, sigmas: Array, sigma_data: float
-) -> tuple[Array, list[Tensor], int]:
-    """Solve the flow; return ``θ`` and ``F`` at every level, and the evaluations per sample.
+) -> tuple[list[Tensor], int]:
+    """Solve the flow; return ``F`` at every level, and the evaluations per sample.
 
     ``F = D/(σ_d sin θ) − u cot θ``, which is regular at ``σ = ∞``, ``θ = π/2``.
     """
@@ -282,7 +339,7 @@ def _pilot(
         denoised = check_output(problem.model(x_hat, level), x_hat, "denoiser")
         slope = denoised / (sigma_data * math.sin(theta[i])) - x_hat / (h[i] * math.tan(theta[i]))
         slopes.append(slope)
-    return theta, slopes, solution.nfe + len(sigmas)
+    return slopes, solution.nfe + len(sigmas)
 
 
 def _derivative_rms(theta: Array, values: list[Tensor], order: int) -> Array:
@@ -306,23 +363,3 @@ def _derivative_rms(theta: Array, values: list[Tensor], order: int) -> Array:
         squares.append(derivative.square().mean())
     mean_squares: Array = torch.stack(squares).numpy(force=True)
     return np.sqrt(mean_squares)
-
-
-def _table(sigmas: Array, density: Array, sigma_data: float) -> tuple[Array, Array]:
-    """Tabulate the cumulative share of steps from their density in ``θ`` at given levels."""
-    knots = _phi(sigmas, sigma_data)
-    phi = np.linspace(knots[0], knots[-1], _CELLS + 1)
-    # dθ/dφ, from tan θ = tan² φ
-    density = density * np.sin(2 * knots) / (1 - 0.5 * np.sin(2 * knots) ** 2)
-    fine = np.interp(-phi, -knots, density)
-    distance = (phi[:, None] - phi) / (_SMOOTHING * (phi[0] - phi[-1]))
-    kernel = np.exp(-0.5 * distance**2)
-    fine = kernel @ fine / kernel.sum(1)
-    cumulative = np.concatenate([[0.0], np.cumsum(fine[1:] + fine[:-1])])
-    uniform = np.linspace(0.0, 1.0, _CELLS + 1)
-    # Where F is linear in θ for all samples every grid is as good; the pilot then has no say.
-    fitted = cumulative / cumulative[-1] if cumulative[-1] > 0 else uniform
-    cumulative = _FITTED_SHARE * fitted + (1 - _FITTED_SHARE) * uniform
-    cumulative[-1] = 1.0
-    levels = sigma_data * np.tan(phi) ** 2
-    return with_ends(levels, sigmas[0], sigmas[-1]), cumulative

@@ -27,6 +27,10 @@ Array = NDArray[np.float64]
 Map = Callable[[Array], Array]
 
 
+# In units of σ_d: above, nothing happens, and there a first step may come from σ = ∞.
+_TOP = 1e4
+
+
 class Grid(Protocol):
     """The signature that every grid has."""
 
@@ -406,29 +410,39 @@ def balanced(
     process: AffineSDE | None = None,
     *,
     sigma_data: float = 1.0,
-    p: float = 0.77,
-    center: float = 0.58,
-    share: float = 35.0,
 ) -> Array:
-    """Part uniform in ``arctan((σ/(c σ_d))^p)``, part in ``log σ``, the more so the more steps.
+    """Part uniform in ``arctan((σ/0.6 σ_d)^0.8)``, part in ``log σ``, the more so the more steps.
 
-    Few steps belong where the law takes shape, at ``σ`` of the order of ``σ_d``; more are needed at low
-    noise, too. The start may be ``σ = ∞``. The part in ``log σ`` is ``n/(n + share)``. The values were
-    fitted with those of the prior of `sdekit.BayesianAdams`.
+    Few steps belong where the law takes shape, at ``σ`` of the order of ``σ_d``; networks need more
+    at low noise, once there are enough. The part in ``log σ`` is ``0.1 + 0.9 n²/(n² + 70²)``; the
+    values were fitted with those of the prior of `sdekit.BayesianAdams`. The start may be ``σ = ∞``.
 
     Raises:
-        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or an option is not positive.
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or ``sigma_data`` is not positive.
     """
     check_range(n, sigma_max, sigma_min)
-    _positive(sigma_data=sigma_data, p=p, center=center, share=share)
-    # Above 1e4 σ_d nothing happens; there the first step may come from σ = ∞.
-    top = min(sigma_max, max(1e4 * sigma_data, 2 * sigma_min))
-    log_sigma = np.linspace(np.log(top), np.log(sigma_min), 2001)
-    phi = np.arctan((np.exp(log_sigma) / (center * sigma_data)) ** p)
-    part = n / (n + share)
-    done = (1 - part) * (phi[0] - phi) / (phi[0] - phi[-1]) + part * np.linspace(0, 1, 2001)
-    sigma = np.exp(np.interp(np.linspace(0, 1, n + 1), done, log_sigma))
+    _positive(sigma_data=sigma_data)
+    top = min(sigma_max, max(_TOP * sigma_data, 2 * sigma_min))
+    levels = np.exp(np.linspace(np.log(top), np.log(sigma_min), 2001))
+    done = balanced_share(levels, n, top, sigma_min, sigma_data=sigma_data)
+    sigma = np.exp(np.interp(np.linspace(0, 1, n + 1), done, np.log(levels)))
     return with_ends(sigma, sigma_max, sigma_min)
+
+
+def balanced_share(
+    sigma: Array, n: int, sigma_max: float, sigma_min: float, *, sigma_data: float
+) -> Array:
+    """Share of the steps of the `balanced` grid that are made above noise levels."""
+
+    def share(variable: Array) -> Array:
+        done: Array = (variable[0] - variable[2:]) / (variable[0] - variable[1])
+        return done
+
+    top = max(_TOP * sigma_data, 2 * sigma_min)
+    log_sigma = np.log(np.minimum(np.concatenate([[sigma_max, sigma_min], sigma]), top))
+    phi = np.arctan((np.exp(log_sigma) / (0.6 * sigma_data)) ** 0.8)
+    part = 0.1 + 0.9 * n**2 / (n**2 + 70**2)
+    return (1 - part) * share(phi) + part * share(log_sigma)
 
 
 GRIDS: dict[str, Grid] = {

@@ -81,8 +81,9 @@ def _estimate(problem: Problem, x: Tensor) -> float:
     """Estimate the standard deviation of the data by one call of the denoiser.
 
     At the pilot state ``x̂ = σ ε``, for a moderate ``σ``, the slope of ``D`` over ``x̂`` is
-    ``σ_d²/(σ_d² + σ²)`` for Gaussian data, in the mean over directions. It is taken from the first two samples, which get
-    ``ε`` and ``−ε``, the same in every solve: so it does not depend on how a batch is split.
+    ``σ_d²/(σ_d² + σ²)`` for Gaussian data, in the mean over directions. It is taken from the first
+    two samples, which get ``ε`` and ``−ε``, the same in every solve: so it does not depend on how a
+    batch is split.
     """
     epsilon = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
     signs = torch.ones(len(x), *(1,) * (x.ndim - 1)).to(x)
