@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from .inputs import check_state, default_method, named_solver
 from .preconditioned import Preconditioned
 from .sampling import solve
 from .sde import ProbabilityFlow, check_output
-from .solution import SolveError
+from .solution import Solution, SolveError
 from .solvers.registry import Solver
 from .solvers.rk import RK4, RungeKutta
 
@@ -51,7 +52,6 @@ class Pilot:
     Attributes:
         problem: The flow.
         start: States of the process at the first level, ``(B, *event)``, float64.
-        end: The same at the last level, accurately.
         levels: Noise levels of the dense grid, decreasing.
         slopes: ``F`` at the levels.
         sigma_data: Standard deviation of the data.
@@ -61,7 +61,6 @@ class Pilot:
 
     problem: ProbabilityFlow
     start: Tensor = field(repr=False)
-    end: Tensor = field(repr=False)
     levels: Array = field(repr=False)
     slopes: list[Tensor] = field(repr=False)
     sigma_data: float
@@ -85,10 +84,12 @@ class Pilot:
     def best(self, n: int, method: str | Solver | None = None) -> FittedGrid:
         """Return the best of several grids of ``n`` steps, judged by a method's error on the pilot.
 
-        They mix the densities of derivatives of order 2, 3 and 5 with that of the balanced grid.
+        They mix the densities of derivatives of order 2, 3 and 5 with that of the balanced grid. The
+        pilot is solved once more, to 1e-8, and by the method on each grid.
 
         Raises:
             ValueError: If ``n < 1`` or the method is unknown.
+            SolveError: If the accurate solve fails.
         """
         if method is None:
             method = default_method(flow=True, affine=True, adaptive=False)
@@ -96,7 +97,22 @@ class Pilot:
         coordinates = solver.coordinates.bind(_process(self.problem), self.sigma_data)
         solver = replace(solver, coordinates=coordinates)
         grids = list(self._candidates(n))
-        return grids[int(np.argmin([self._error(solver, grid, n) for grid in grids]))]
+        best = grids[int(np.argmin([self._error(solver, grid, n) for grid in grids]))]
+        spent = self._accurate.nfe + len(grids) * n * solver.scheme.nfe_per_step
+        return replace(best, nfe=self.nfe + spent)
+
+    @cached_property
+    def _accurate(self) -> Solution:
+        method = default_method(flow=True, affine=True, adaptive=True)
+        ends = self.levels[[0, -1]]
+        return solve(
+            self.problem,
+            self.start,
+            method=method,
+            sigmas=ends,
+            rtol=_TOLERANCE,
+            sigma_data=self.sigma_data,
+        )
 
     def _candidates(self, n: int) -> Iterator[FittedGrid]:
         for order, share in _CANDIDATES:
@@ -116,7 +132,7 @@ class Pilot:
             x = solve(self.problem, self.start, method=solver, sigmas=sigmas).x
         except SolveError:
             return math.inf
-        return float((x - self.end).square().mean())
+        return float((x - self._accurate.x).square().mean())
 
     def _grid(
         self, order: int, share: float, levels: Array, fitted: Array, rest: Array
@@ -174,7 +190,7 @@ def run_pilot(
     points: int = 60,
     device: torch.device | str | None = None,
 ) -> Pilot:
-    """Solve a pilot batch in float64: by classical Runge–Kutta on a dense grid, and to 1e-8.
+    """Solve a pilot batch in float64, by classical Runge–Kutta on a dense grid.
 
     The dense grid is uniform in ``arctan sqrt(σ/σ_d)``, in `Preconditioned` coordinates.
 
@@ -224,17 +240,8 @@ def run_pilot(
             f"the denoiser returned a value that is not finite near sigma = "
             f"{sigmas[finite.index(False)]:g}"
         )
-    method = default_method(flow=True, affine=True, adaptive=True)
-    exact = solve(
-        problem,
-        x,
-        method=method,
-        sigmas=sigmas[[0, -1]],
-        rtol=_TOLERANCE,
-        sigma_data=sigma_data,
-    )
     seen = None if given else seed
-    return Pilot(problem, x, exact.x, sigmas, slopes, sigma_data, seen, nfe + exact.nfe)
+    return Pilot(problem, x, sigmas, slopes, sigma_data, seen, nfe)
 
 
 def equidistribute(

@@ -16,7 +16,16 @@ import sdekit as sk
 from sdekit import grids
 
 PROCESSES = [sk.VP(), sk.SubVP(), sk.EDM(), sk.VE(0.01, 150.0), sk.CosineVP(), sk.RectifiedFlow()]
-FROM_INFINITY = {"uniform_t", "power_t", "beta", "theta", "power_theta", "sigmoid", "flow_shift"}
+FROM_INFINITY = {
+    "balanced",
+    "uniform_t",
+    "power_t",
+    "beta",
+    "theta",
+    "power_theta",
+    "sigmoid",
+    "flow_shift",
+}
 levels = {"high": st.floats(1.0, 140.0), "low": st.floats(0.02, 0.5)}
 
 
