@@ -1,9 +1,12 @@
-"""Sphinx configuration; the table of methods is generated from the registry at build time."""
+"""Sphinx configuration; tables are made from the registry and the committed results at build time."""
 
+import sys
 from pathlib import Path
 
 import sdekit
-from sdekit.solvers.registry import COLUMNS
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generate
 
 project = "sdekit"
 author = "The sdekit developers"
@@ -31,15 +34,4 @@ napoleon_use_ivar = True
 nitpicky = False
 suppress_warnings = ["ref.any"]
 
-
-def write_method_table() -> None:
-    """Write the registry as a Markdown table."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
-    rows += [(f"`{name}`", *method.row()[1:]) for name, method in sdekit.methods().items()]
-    folder = Path(__file__).parent / "_generated"
-    folder.mkdir(exist_ok=True)
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    (folder / "methods.md").write_text(text + "\n", encoding="utf-8")
-
-
-write_method_table()
+generate.write_all()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import typer
@@ -13,9 +14,16 @@ from rich.table import Table
 
 from .bench import Config, run_benchmark, write_results
 from .bench.plots import write_plots
+from .bench.problems import SUITES, check_problem_name
 from .bench.report import print_report
 from .bench.runner import QUICK
-from .solvers.registry import COLUMNS, methods
+from .bench.store import write_suite
+from .bench.suite import HEATS, SuiteConfig, run_suite
+from .bench.suite_plots import write_suite_plots
+from .bench.suite_report import print_suite_report
+from .solvers.registry import methods as registered
+
+_SUITES = tuple(name for name in SUITES if name != "quick")
 
 app = typer.Typer(
     help="Solve the differential equations of diffusion models.",
@@ -24,10 +32,10 @@ app = typer.Typer(
 )
 
 
-def _console() -> Console:
+def _console(width: int = 110) -> Console:
     """Return a console that does not squeeze tables into 80 columns in a pipe or a file."""
     console = Console()
-    return console if console.is_terminal else Console(width=110)
+    return console if console.is_terminal else Console(width=width)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -37,52 +45,121 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(text))
+        numbers = tuple(int(word) for word in _words(text))
     except ValueError:
         raise ValueError(f"--nfe takes whole numbers, as in 10,20,40; got {text!r}") from None
+    if min(numbers, default=1) < 1:
+        raise ValueError(f"--nfe: every budget must be at least 1, got {text!r}")
+    return numbers
+
+
+def _refuse(message: object) -> NoReturn:
+    """End with one line and exit code 2."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2) from None
 
 
 @app.command("list")
 def list_methods() -> None:
     """Show every method: what it is made of, its orders, its cost and its source."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=column != "source", overflow="fold")
-    for method in methods().values():
-        table.add_row(*method.row())
-    _console().print(table)
+    console = _console(120)
+    for title, columns, rows in registered().tables():
+        table = Table(
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
+        )
+        for column in columns:
+            heading = column.replace(" ", "\n").replace("/", "/\n")
+            table.add_column(heading, no_wrap=column != "source", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
 
 
 @app.command()
 def bench(
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="'ode': all deterministic methods against those of diffusers and azula. It takes "
+            "hours, and goes on where it was stopped."
+        ),
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and budgets.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", file_okay=False)] = Path(
-        "results/bench"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results; results/bench or results/suite.", file_okay=False
+        ),
+    ] = None,
     problems: Annotated[str, typer.Option(help="Some problems only, as in mixture2d,digits.")] = "",
-    methods: Annotated[str, typer.Option(help="Some methods only, as in heun,dopri5.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Other methods, as in heun,dopri5; or all. Not of a suite.")
+    ] = "",
     nfe: Annotated[str, typer.Option(help="Budgets of evaluations, as in 10,20,40.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the start states.")] = 0,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Whether a suite runs other packages.")
+    ] = True,
 ) -> None:
     """Measure error against network evaluations: JSON, tables and pictures."""
+    # States of a few kilobytes: more threads cost several times what they give.
+    torch.set_num_threads(1)
+    if suite:
+        if methods:
+            _refuse("--methods goes without --suite, which runs all")
+        _suite(suite, quick, out or Path("results/suite"), problems, nfe, seed, peers)
+        return
+    out = out or Path("results/bench")
     config = QUICK if quick else Config()
+    chosen = _words(methods) or config.methods
+    if chosen == ("all",):
+        chosen = tuple(name for name, method in registered().items() if method.deterministic)
     try:
         config = replace(
             config,
             problems=_words(problems) or config.problems,
-            methods=_words(methods) or config.methods,
+            methods=chosen,
             budgets=_numbers(nfe) or config.budgets,
             seed=seed,
         )
     except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        _refuse(error)
     out.mkdir(parents=True, exist_ok=True)  # now, not after minutes of work
-    # States of a few kilobytes: more threads cost several times what they give.
-    torch.set_num_threads(1)
     results = run_benchmark(config, progress=True)
     print_report(results, _console())
     written = out / "results.json"
     write_results(results, written)
     pictures = write_plots(results, out)
+    typer.echo("\n".join(f"{path}" for path in (written, *pictures)))
+
+
+def _suite(
+    name: str, quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bool
+) -> None:
+    """Run what is missing of a suite and report on all of it."""
+    if name not in _SUITES:
+        _refuse(f"unknown suite {name!r}; there is {', '.join(map(repr, _SUITES))}")
+    missing = [package for package in ("diffusers", "azula") if find_spec(package) is None]
+    if peers and missing:
+        _refuse(
+            f"the suite runs {' and '.join(missing)}, not installed here: pip install "
+            "'sdekit[bench]', or leave the peers out by --no-peers"
+        )
+    config = SuiteConfig(problems=SUITES[name], seed=seed, peers=peers)
+    if quick:
+        config = replace(config, budgets=HEATS, samples=8)
+    try:
+        chosen = _words(problems) or config.problems
+        for problem in chosen:
+            check_problem_name(problem)
+        config = replace(config, problems=chosen, budgets=_numbers(nfe) or config.budgets)
+    except ValueError as error:
+        _refuse(error)
+    cells = run_suite(config, out / "cells", progress=True)
+    cells = [cell for cell in cells if cell.budget in config.budgets]
+    print_suite_report(cells, _console())
+    written = out / "suite.json"
+    write_suite(config, cells, written)
+    pictures = write_suite_plots(cells, out)
     typer.echo("\n".join(f"{path}" for path in (written, *pictures)))

@@ -97,8 +97,10 @@ class GaussianPreconditioned(LogVariable):
             raise ValueError(
                 f"mean has shape {mean.shape} and cov {cov.shape}; they must be (d,) and (d, d)"
             )
+        if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+            raise ValueError("mean and cov must be finite")
         if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * np.abs(cov).max(initial=0)):
-            raise ValueError("cov must be symmetric and finite")
+            raise ValueError("cov must be symmetric")
         if not self._eigen[0][-1] > 0:
             raise ValueError("cov has no positive eigenvalue")
 

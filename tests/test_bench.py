@@ -134,7 +134,37 @@ def test_list_shows_every_method():
     for method in sk.methods():
         assert re.search(rf"^{re.escape(method)} ", result.stdout, re.MULTILINE), method
     assert "…" not in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 110
+    assert max(map(len, result.stdout.splitlines())) <= 120
+
+
+def test_the_tables_of_the_registry_say_what_is_declared():
+    deterministic, stochastic = sk.methods().tables()
+    assert len(deterministic.rows) + len(stochastic.rows) == len(sk.methods())
+    names = [method.name for family in sk.methods().families.values() for method in family]
+    assert names == list(sk.methods())
+    rows = {
+        row[0]: dict(zip(t.columns, row, strict=True))
+        for t in sk.methods().tables()
+        for row in t.rows
+    }
+    # Declared by hand: order, and that of the steps once started.
+    for name, order, interior in (
+        ("adams4", "3", "5"),
+        ("lms4", "2", "4"),
+        ("dpmpp_3m", "2", "3"),
+        ("dpmpp_3m_as_shipped", "2", "2"),
+        ("unipc_bh2_3_as_shipped", "2", "4"),
+        ("unipc_vary_as_shipped", "1", "1"),
+        ("ipndm", "2", "2"),
+        ("gradient_estimation", "1", "1"),
+        ("rk4", "4", "4"),
+    ):
+        assert (rows[name]["order"], rows[name]["interior order"]) == (order, interior)
+    assert rows["pc"]["strong"] == "–"
+    assert rows["euler_maruyama_t"]["noise"] == "any"
+    text = str(sk.methods())
+    assert "interior order" in text
+    assert "strong" in text.split("\n\n")[1]
 
 
 @pytest.mark.parametrize("name", ["mixture2d", "mixture16d"])

@@ -10,8 +10,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import torch
-from orders import NotResolved, measure_order
-from test_orders import flow_order
+from orders import NotResolved, flow_order, measure_order
 
 import sdekit as sk
 from sdekit.solvers import exponential as ex

@@ -142,6 +142,13 @@ def test_special_cases(grid, other):
     np.testing.assert_allclose(grid(17, 60.0, 0.05, process), expected, rtol=1e-4)
 
 
+def test_edm_s_grid():
+    """Karras et al. 2022, eq. 5 with N = 18, σ 80 … 0.002 and ρ = 7, which is the default."""
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(grids.karras(17, 80.0, 0.002), expected, rtol=1e-12)
+
+
 def test_k_diffusion_s_polyexponential():
     ramp = np.linspace(1, 0, 12) ** 1.7
     expected = np.exp(ramp * (math.log(14.6) - math.log(0.03)) + math.log(0.03))

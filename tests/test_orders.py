@@ -4,92 +4,125 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from orders import NotResolved, measure_order
+from orders import HIGH, LOW, NotResolved, flow_order
 
 import sdekit as sk
-from sdekit.distributions import Distribution, Gaussian
+from sdekit.distributions import Gaussian
+from sdekit.scale import needs_scale
 from sdekit.solvers import tableaus
 from sdekit.solvers.registry import Solver
 
-STEPS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
-HIGH, LOW = 3.0, 0.1  # noise levels between which the mixture is at its most nonlinear
-FLOWS = [
-    name
+FLOWS = {
+    name: entry.solver
     for name, entry in sk.methods().items()
     if entry.solver.scheme.solves == "flow" and not entry.solver.scheme.stochastic
-]
+}
 TABLEAUS = {
     name: value for name, value in vars(tableaus).items() if isinstance(value, tableaus.Tableau)
 }
+
+
+class Setting(NamedTuple):
+    """Where an order is measured: levels from which and to which, and numbers of steps."""
+
+    highs: tuple[float, ...]
+    low: float
+    steps: list[int]
+    floor: float = 1e-14
+
+
+# Where the order shows on numbers of steps of its own. The Bayesian weights level off at 1e-8.
+# DPM-Solver's groups are alike for multiples of 3, and remember nothing.
+STEPS = {
+    "bayesian_adams": [48, 72, 96],
+    "dpmpp_singlestep_2": [72, 96, 144],
+    "dpmpp_singlestep_3": [72, 96, 144],
+}
+
+
+def setting(name: str, law: str) -> Setting:
+    """Where the order of a method shows, on the mixture and on the Gaussian.
+
+    A scheme that remembers slopes starts with a few steps of low order, whose error a wide range
+    hides: hence also the range from σ = 2; and it takes more steps for its order to show. The errors
+    of orders 5 and 8 reach round-off first, unless the range is one on which the mixture is
+    smoother, or one on which the error on a Gaussian is larger.
+    """
+    scheme = FLOWS[name].scheme
+    if scheme.order <= 4:
+        remembers = scheme.nfe_per_step < scheme.order
+        steps = STEPS.get(name, [192, 288, 384] if remembers else [48, 72, 96])
+        return Setting((HIGH, 2.0) if law == "product" else (HIGH,), LOW, steps)
+    if scheme.order == 5:
+        if law == "product":
+            return Setting((HIGH,), 0.5, [24, 32, 48, 64], floor=5e-15)
+        return Setting((10.0,), 0.03, [96, 128, 192], floor=2e-15)
+    return Setting((HIGH,), 0.5 if law == "product" else LOW, [8, 10, 12, 16])
+
+
 # On Gaussian data the error of some methods cancels. Midpoint in σ: with x² = λ + σ² the error of
-# the rule and the error of its midpoint slope are both h³ λ σ / (8 x⁵), of opposite sign.
-# Dormand–Prince in σ: the coefficient of h⁵ is so small that h⁶ rules down to round-off (its order 5
-# shows on the mixture, and in the order conditions).
-GAUSSIAN_ORDER = {"midpoint": 3.0, "dopri5": 6.3}
-
-
-def process_scale(process: sk.AffineSDE, sigma: float) -> float:
-    return float(process.on_host("scale", process.on_host("time", sigma)))
-
-
-def flow_order(
-    solver: Solver,
-    law: Distribution,
-    process: sk.AffineSDE,
-    high: float = HIGH,
-    low: float = LOW,
-    steps: list[int] = STEPS,
-    batch: int = 64,
-) -> float:
-    """Measured order of the RMS error against the exact flow map."""
-    x_hat = law.sample(batch, high, seed=1)
-    exact = law.flow(x_hat, high, low)
-    start, end = process_scale(process, high), process_scale(process, low)
-    native = isinstance(solver.coordinates, sk.Native)
-    grid = sk.grids.uniform_t if native else sk.grids.log
-    flow = process.probability_flow(law)
-
-    def error(n: int) -> float:
-        sigmas = grid(n, high, low, process)
-        x = sk.solve(flow, x_hat * start, method=solver, sigmas=sigmas).x / end
-        return float((x - exact).square().mean().sqrt())
-
-    return measure_order(error, steps)
+# the rule and the error of its midpoint slope are both h³ λ σ / (8 x⁵), of opposite sign; the same
+# in rectified flow. Fifth order in σ: the coefficient of h⁵ is so small that h⁶ counts almost down
+# to round-off, but not for uniform steps, on which it is tested below.
+GAUSSIAN_ORDER = {
+    ("midpoint", sk.EDM): 3,
+    ("flow_midpoint", sk.EDM): 3,
+    ("midpoint_t", sk.RectifiedFlow): 3,
+    ("dopri5", sk.EDM): None,
+    ("tsit5", sk.EDM): None,
+}
 
 
 def processes(name: str) -> list[sk.AffineSDE]:
-    if not name.endswith("_t"):
+    """Processes to solve: in the unscaled state all are alike, but for methods in their time."""
+    if not isinstance(FLOWS[name].coordinates, sk.Native | sk.Interpolated):
         return [sk.EDM()]
-    # A time proportional to log σ makes order 5 visible above round-off; VP and rectified flow
-    # are tested up to order 4.
+    # A time proportional to log σ makes order 5 visible above round-off.
     ve = sk.VE(0.01, 50.0)
-    return [ve] if name.startswith("dopri5") else [ve, sk.VP(), sk.RectifiedFlow()]
+    return [ve] if FLOWS[name].scheme.order > 4 else [ve, sk.VP(), sk.RectifiedFlow()]
 
 
-CASES = [(name, process) for name in FLOWS for process in processes(name)]
+def cases(law: str) -> list:
+    return [
+        pytest.param(name, process, high, id=f"{name}-{type(process).__name__}-{high:g}")
+        for name in FLOWS
+        for process in processes(name)
+        for high in setting(name, law).highs
+        if law == "product" or GAUSSIAN_ORDER.get((name, type(process)), 0) is not None
+    ]
 
 
-@pytest.mark.parametrize(("name", "process"), CASES, ids=lambda v: str(v))
-def test_order_on_a_mixture(name, process, product):
-    solver = sk.methods()[name].solver
-    assert flow_order(solver, product, process) == pytest.approx(solver.scheme.order, abs=0.15)
+@pytest.mark.parametrize(("name", "process", "high"), cases("product"))
+def test_order_on_a_mixture(name, process, high, product):
+    solver, (_, low, steps, floor) = FLOWS[name], setting(name, "product")
+    order = flow_order(solver, product, process, high, low, steps, floor=floor)
+    assert order == pytest.approx(solver.scheme.order, abs=0.15)
 
 
-@pytest.mark.parametrize(("name", "process"), CASES, ids=lambda v: str(v))
-def test_order_on_a_gaussian(name, process, gaussian):
-    solver = sk.methods()[name].solver
-    expected = GAUSSIAN_ORDER.get(name, solver.scheme.order)
-    if name == "midpoint_t" and isinstance(process, sk.RectifiedFlow):
-        expected = 3.0  # the same cancellation
-    if name == "dopri5":
-        order = flow_order(solver, gaussian, process, high=80.0, low=0.01, steps=STEPS[:6])
-    else:
-        order = flow_order(solver, gaussian, process)
+@pytest.mark.parametrize(("name", "process", "high"), cases("gaussian"))
+def test_order_on_a_gaussian(name, process, high, gaussian):
+    solver, (_, low, steps, floor) = FLOWS[name], setting(name, "gaussian")
+    expected = GAUSSIAN_ORDER.get((name, type(process)), solver.scheme.order)
+    order = flow_order(solver, gaussian, process, high, low, steps, floor=floor)
     assert order == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "variances", "steps"),
+    [("dopri5", [0.5, 0.2], [48, 64, 96]), ("tsit5", [2.0, 0.1, 0.01], [64, 96, 128])],
+)
+def test_fifth_order_on_a_gaussian(name, variances, steps):
+    """In σ it shows for uniform steps, on these variances."""
+    law = Gaussian([0.3] * len(variances), np.diag(variances).tolist())
+    grid = sk.grids.uniform_sigma
+    order = flow_order(FLOWS[name], law, sk.EDM(), steps=steps, grid=grid)
+    assert order == pytest.approx(5, abs=0.15)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +151,11 @@ def test_preconditioned_is_exact_for_isotropic_gaussians(tableau):
     noise = process.prior_sample((8, 3), seed=0, dtype=torch.float64)
     for coordinates in (sk.Preconditioned(0.7), sk.Velocity(), sk.Native()):
         solver = Solver(sk.RungeKutta(tableau), coordinates, sk.grids.uniform_t)
-        steps = 1 if isinstance(coordinates, sk.Preconditioned) else 4000 // tableau.order**2
+        steps = 1 if isinstance(coordinates, sk.Preconditioned) else 400
         solved = sk.solve(process.probability_flow(law), noise, method=solver, steps=steps)
         t = process.t_min
         exact = noise * np.sqrt(0.49 * (1 - t) ** 2 + t**2)  # (1 − t) sqrt(σ_d² + σ²) ε
-        tolerance = 1e-12 if steps == 1 else (1e-3 if tableau.order == 1 else 1e-10)
+        tolerance = 1e-12 if steps == 1 else (1e-2 if tableau.order == 1 else 1e-9)
         torch.testing.assert_close(solved.x, exact, rtol=0, atol=tolerance)
 
 
@@ -154,16 +187,17 @@ def damaged(tableau: tableaus.Tableau) -> list[tableaus.Tableau]:
 @pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "rk4", "dopri5", "heun_t", "rk4_t"])
 def test_a_damaged_coefficient_is_caught(name, product):
     """Halving any one coefficient of a tableau makes its order test fail."""
-    solver = sk.methods()[name].solver
+    solver = FLOWS[name]
     assert isinstance(solver.scheme, sk.RungeKutta)
     process = processes(name)[0]
-    options = {"steps": STEPS[:9], "batch": 16}
-    whole = flow_order(solver, product, process, **options)
-    assert abs(whole - solver.scheme.order) < 0.4  # the same measurement, undamaged
+    low = 0.5 if solver.scheme.order == 5 else LOW
+    measure = partial(
+        flow_order, law=product, process=process, low=low, steps=[24, 36, 54], batch=8
+    )
+    assert abs(measure(solver) - solver.scheme.order) < 0.25  # the same measurement, undamaged
     for tableau in damaged(solver.scheme.tableau):
-        broken = dataclasses.replace(solver, scheme=sk.RungeKutta(tableau))
         try:
-            order = flow_order(broken, product, process, **options)
+            order = measure(dataclasses.replace(solver, scheme=sk.RungeKutta(tableau)))
         except NotResolved:
             continue
         assert abs(order - tableau.order) > 0.4, tableau
@@ -236,23 +270,6 @@ def test_a_damaged_coefficient_fails_the_order_conditions(name):
         assert max(sums, default=0) > 1e-5 or any(d > 1e-5 for d in missed), broken
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "steps"),
-    [
-        ("RALSTON", LOW, [16, 24, 32, 48]),
-        ("BOGACKI_SHAMPINE", LOW, [16, 24, 32, 48]),
-        ("TSITOURAS", 0.5, [32, 48, 64, 96]),
-        ("DOP853", 0.5, [8, 10, 12, 14]),
-    ],
-)
-def test_order_of_further_tableaus(name, low, steps, product):
-    """The highest orders are reached above round-off where the flow is smoother, above σ = 0.5."""
-    tableau = TABLEAUS[name]
-    solver = Solver(sk.RungeKutta(tableau), sk.Noise(), sk.grids.log)
-    order = flow_order(solver, product, sk.EDM(), low=low, steps=steps, batch=16)
-    assert order == pytest.approx(tableau.order, abs=0.15)
-
-
 def test_the_family_of_second_order_holds_its_members():
     """Midpoint, Ralston's and Heun's method are one family (Karras et al. 2022, algorithm 3)."""
     assert tableaus.ralston(1 / 2) == tableaus.MIDPOINT
@@ -279,13 +296,18 @@ def test_rk4_reproduces_the_gaussian_flow(gaussian):
     process = sk.EDM()
     x = gaussian.sample(32, process.sigma_max, seed=0)
     exact = gaussian.flow(x, process.sigma_max, process.sigma_min)
-    sigmas = sk.grids.log(2000, process.sigma_max, process.sigma_min)
-    solved = sk.solve(process.probability_flow(gaussian), x, method="rk4", sigmas=sigmas)
-    assert (solved.x - exact).abs().max() < 1e-10
+    sigmas = sk.grids.log(1000, process.sigma_max, process.sigma_min)
+    with torch.no_grad():
+        solved = sk.solve(process.probability_flow(gaussian), x, method="rk4", sigmas=sigmas)
+    assert (solved.x - exact).abs().max() < 1e-9
 
 
-def test_nfe_is_what_is_declared(product):
-    """The denoiser is called exactly as often as the declarations say."""
+@pytest.mark.parametrize("name", sk.methods())
+def test_nfe_is_what_is_declared(name, product):
+    """The denoiser is called exactly as often as the declarations say.
+
+    A method that needs the scale of the data gives a step for the call that estimates it.
+    """
     calls = 0
 
     def denoiser(x, sigma):
@@ -293,19 +315,21 @@ def test_nfe_is_what_is_declared(product):
         calls += 1
         return product(x, sigma)
 
-    for name, entry in sk.methods().items():
-        scheme = entry.solver.scheme
-        process = sk.VP()
-        problem = (
-            process.probability_flow(denoiser)
-            if scheme.solves == "flow"
-            else process.reverse(denoiser)
-        )
+    solver, process = sk.methods()[name].solver, sk.VP()
+    per_step = solver.scheme.nfe_per_step
+    flow = solver.scheme.solves == "flow"
+    problem = process.probability_flow(denoiser) if flow else process.reverse(denoiser)
+    x = torch.ones((2, 3), dtype=torch.float64)
+    unknown = solver.coordinates.needs_sigma_data or needs_scale(solver.grid)
+    for options, pilot in (({}, int(unknown)), ({"sigma_data": 0.7}, 0)):
+        steps = 5 - pilot
+        solution = sk.solve(problem, x, method=name, steps=5, seed=0, **options)
+        assert calls == solution.nfe == steps * per_step + pilot
+        assert solution.stats.steps == steps
         calls = 0
-        x = torch.ones((2, 3), dtype=torch.float64)
-        solution = sk.solve(problem, x, method=name, steps=5, seed=0)
-        assert calls == solution.nfe == 5 * scheme.nfe_per_step, name
-        if entry.solver.coordinates != sk.Native():
+        if solver.coordinates != sk.Native():
+            solution = sk.solve(
+                problem, x, method=name, steps=5, ending="denoise", seed=0, **options
+            )
+            assert calls == solution.nfe == (steps - 1) * per_step + 1 + pilot
             calls = 0
-            solution = sk.solve(problem, x, method=name, steps=5, ending="denoise", seed=0)
-            assert calls == solution.nfe == 4 * scheme.nfe_per_step + 1, name

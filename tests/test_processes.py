@@ -1,4 +1,4 @@
-"""Affine processes: derived pairs, laws, inverse, grids and coordinates."""
+"""Affine processes: derived pairs, laws and inverse."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ def polynomial(c1: float, c2: float) -> sk.AffineSDE:
     return sk.AffineSDE(scale=lambda t: 1 / (1 + c1 * t), sigma=lambda t: t + c2 * t**2)
 
 
-COORDINATES = [
-    sk.Native(),
-    sk.Noise(),
-    sk.LogNoise(),
-    sk.LogData(),
-    sk.Velocity(),
-    sk.Preconditioned(0.5),
-    sk.Preconditioned(3.0),
-]
 processes = st.one_of(
     st.builds(sk.VP, st.floats(0.01, 1.0), st.floats(5.0, 30.0)),
     st.builds(sk.SubVP, st.floats(0.01, 1.0), st.floats(5.0, 30.0)),
@@ -166,74 +157,6 @@ def test_all_processes_are_one_in_the_unscaled_state(process, fraction, seed):
     torch.testing.assert_close(process.perturb(x0, t, generator=generator), x)
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    process=processes,
-    coordinates=st.sampled_from(COORDINATES),
-    eta=st.sampled_from([0.0, 1.0, 0.5]),
-    fraction=fractions,
-    seed=st.integers(0, 100),
-)
-def test_coordinates_are_exact_changes_of_variables(process, coordinates, eta, fraction, seed):
-    """A u + B D is the derivative of u = x̂/h along the backward equation, by the chain rule."""
-    coordinates = coordinates.bind(process)
-    law = GaussianMixture.random(2, 2, seed=seed)
-    t = inside(process, fraction)
-    sigma = np.asarray(float(process.sigma(t)))
-    point = coordinates.at(sigma)
-    tau = point.tau
-    np.testing.assert_allclose(coordinates.sigma(tau), sigma, rtol=1e-9)
-    h = float(coordinates.h(point))
-    x_hat = law.sample(4, float(sigma), seed=seed)
-    denoised = law(x_hat, torch.tensor(float(sigma), dtype=DOUBLE))
-    a, b = coordinates.drift(point, eta)
-    value = float(a) * x_hat / h + float(b) * denoised
-    # dx̂/dτ = (1 + η²) (x̂ − D)/σ σ', and u = x̂/h by the quotient rule
-    rate = float(coordinates.sigma_rate(point))
-    step = 1e-6 * abs(float(tau))
-    h_rate = float(
-        coordinates.h(coordinates.at_tau(tau + step))
-        - coordinates.h(coordinates.at_tau(tau - step))
-    ) / (2 * step)
-    moved = (1 + eta**2) * (x_hat - denoised) / float(sigma) * rate / h
-    expected = moved - x_hat * h_rate / h**2
-    # Where the two terms cancel, the finite difference of h limits the comparison.
-    atol = 1e-5 * float(moved.abs().max() + (x_hat * h_rate / h**2).abs().max())
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=atol)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    n=st.integers(1, 200),
-    high=st.floats(1.0, 150.0),
-    low=st.floats(1e-3, 0.5),
-    rho=st.floats(1.0, 10.0),
-)
-def test_grids(n, high, low, rho):
-    process = sk.VP(t_min=1e-5)
-    for grid in (
-        sk.grids.log(n, high, low),
-        sk.grids.karras(n, high, low, rho=rho),
-        sk.grids.uniform_t(n, high, low, process),
-    ):
-        assert len(grid) == n + 1
-        assert grid[0] == high
-        assert grid[-1] == low
-        assert (np.diff(grid) < 0).all()
-    np.testing.assert_allclose(np.diff(np.log(sk.grids.log(n, high, low)), 2), 0, atol=1e-12)
-    t = process.on_host("time", sk.grids.uniform_t(n, high, low, process))
-    np.testing.assert_allclose(np.diff(t, 2), 0, atol=1e-12)
-    ramp = sk.grids.karras(n, high, low, rho=rho) ** (1 / rho)
-    np.testing.assert_allclose(np.diff(ramp, 2), 0, atol=1e-10 * high)
-
-
-def test_karras_grid_is_the_paper_s():
-    """EDM, eq. 5 with N = 18, σ 80 … 0.002, ρ = 7: values by an independent evaluation."""
-    i = np.arange(18)
-    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(sk.grids.karras(17, 80.0, 0.002), expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -241,17 +164,12 @@ def test_karras_grid_is_the_paper_s():
         (lambda: sk.AffineSDE(), "got no coefficients"),
         (lambda: sk.VP(beta_min=-1.0), "beta_min = -1.0"),
         (lambda: sk.VP(t_min=2.0), "0 <= t_min < T"),
-        (lambda: sk.Preconditioned(0.0), "sigma_data = 0.0"),
         (lambda: sk.VE(5.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: sk.EDM(0.0, 80.0), "0 < sigma_min < sigma_max"),
         (lambda: sk.CosineVP(T=2.0), "ends at T = 1"),
         (lambda: sk.DiscreteVP([0.5]), "at least two"),
         (lambda: sk.DiscreteVP([0.5, 0.6]), "strictly decreasing"),
         (lambda: sk.DiscreteVP([0.5, 0.0]), "zero terminal SNR"),
-        (lambda: sk.grids.karras(0, 80.0, 0.002), "at least one"),
-        (lambda: sk.grids.log(5, 0.1, 0.2), "0 < sigma_min < sigma_max"),
-        (lambda: sk.grids.karras(5, math.inf, 0.2), "cannot start at sigma = ∞"),
-        (lambda: sk.grids.uniform_t(5, 3.0, 0.2), "needs process="),
         (
             lambda: sk.AffineSDE(f=lambda t: -1 / t, g=lambda t: t).scale(torch.ones(())),
             "cannot be integrated",

@@ -18,15 +18,15 @@ from .problems import make_problem
 from .runner import Cell, Results
 
 # Okabe & Ito's palette, without its yellow, which is too light for lines on white.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000", "#CC79A7", "#56B4E9")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000", "#CC79A7", "#56B4E9")
 _DASHES = {"Noise": "solid", "Native": "dashed"}
 _OTHER_DASHES = "dashdot"
-_GREY = "#8a8a8a"
+GREY = "#8a8a8a"
 _CAPTION = (
-    "solid: noise coordinates (σ)   dashed: time of VP   open circles: adaptive   ×: failed\n"
-    "each method on its own default grid"
+    "solid: noise coordinates (σ)   dashed: time of VP   dash-dotted: others   "
+    "open circles: adaptive   ×: failed\neach method on its own default grid"
 )
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,20 +40,24 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     problems = results.config.problems
     pictures: dict[str, tuple[str, ...]] = {f"error_vs_nfe_{name}": (name,) for name in problems}
     pictures["error_vs_nfe"] = problems
-    files = []
-    with mpl.rc_context(_RC):
+    files: list[Path] = []
+    with mpl.rc_context(RC):
         for stem, names in pictures.items():
-            figure = _figure(results, names)
-            for suffix in (".png", ".svg"):
-                files.append(folder / f"{stem}{suffix}")
-                metadata = {"Date": None} if suffix == ".svg" else None
-                figure.savefig(files[-1], dpi=150, metadata=metadata)
+            files += save_figure(_figure(results, names), folder / stem)
+    return files
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and SVG, the same bytes for the same figure; return the files."""
+    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
     return files
 
 
 def scheme_of(method: str) -> str:
-    """Return the name of a method's scheme: ``heun`` for ``heun_t``, its twin in native time."""
-    return method.removesuffix("_t")
+    """Return the name of a method's scheme: ``heun`` for its twins ``heun_t`` and ``heun_theta``."""
+    return method.removesuffix("_t").removesuffix("_theta")
 
 
 def scheme_colours(results: Results) -> dict[str, str]:
@@ -63,8 +67,8 @@ def scheme_colours(results: Results) -> dict[str, str]:
         if cell.rtol is None:
             error = 1e3 if cell.error is None else max(cell.error, 1e-16)
             logs.setdefault(scheme_of(cell.method), []).append(math.log(error))
-    best = sorted(logs, key=lambda scheme: float(np.mean(logs[scheme])))[: len(_PALETTE)]
-    return dict(zip((scheme for scheme in logs if scheme in best), _PALETTE, strict=False))
+    best = sorted(logs, key=lambda scheme: float(np.mean(logs[scheme])))[: len(PALETTE)]
+    return dict(zip((scheme for scheme in logs if scheme in best), PALETTE, strict=False))
 
 
 def _figure(results: Results, names: Sequence[str]) -> Figure:
@@ -102,7 +106,7 @@ def _panel(axes: Axes, results: Results, name: str, colours: dict[str, str]) -> 
     axes.grid(color="#ececec", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(make_problem(name, samples=1).title, loc="left", fontsize=10)
-    axes.axhline(floor, color=_GREY, linestyle=(0, (6, 4)), linewidth=0.9)
+    axes.axhline(floor, color=GREY, linestyle=(0, (6, 4)), linewidth=0.9)
     axes.annotate(
         "errors below are not resolved by the reference",
         (0.01, floor),
@@ -122,7 +126,7 @@ def _panel(axes: Axes, results: Results, name: str, colours: dict[str, str]) -> 
             if end is not None and colour is not None:
                 label = f"{method} adaptive" if adaptive else method
                 ends.append((*end, label, colour))
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
 
 
 def _curve(
@@ -160,7 +164,7 @@ def _slopes(axes: Axes, results: Results) -> None:
     reach = 2.5
     for order in orders:
         end = (x * reach, y * reach**-order)
-        axes.plot([x, end[0]], [y, end[1]], color=_GREY, linewidth=0.8)
+        axes.plot([x, end[0]], [y, end[1]], color=GREY, linewidth=0.8)
         axes.annotate(
             f"order {order}" if order == orders[0] else f"{order}",
             end,
@@ -172,18 +176,21 @@ def _slopes(axes: Axes, results: Results) -> None:
         )
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(
+    axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.036
+) -> None:
     """Write the names of curves right of the axes, led there by thin lines and clear of overlaps.
 
     Args:
         axes: The axes, its limits set.
         ends: Last point, name and colour of each curve.
+        gap: Smallest distance of two names, as a part of the axes' height.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = sorted(
         (float(np.clip(to_axes.transform((x, y))[1], 0, 1)), x, y, s, c) for x, y, s, c in ends
     )
-    heights = spread([height for height, *_ in placed], gap=0.036)
+    heights = spread([height for height, *_ in placed], gap)
     for height, (_, x, y, name, colour) in zip(heights, placed, strict=True):
         axes.annotate(
             name,

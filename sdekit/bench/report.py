@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..solvers.registry import methods
 from .problems import make_problem
-from .runner import Cell, Results, comparable
+from .runner import Cell, Results
 
 _MAX_COLUMNS = 7  # of budgets; more do not fit 110 characters
 
@@ -35,7 +35,7 @@ def print_report(results: Results, console: Console) -> None:
         "Errors are RMS distances of the final states from the reference. ▸ best of its column; "
         "* at the reference's floor; – the budget is less than one step."
     )
-    left_out = [name for name, method in methods().items() if not comparable(method)]
+    left_out = [name for name, method in methods().items() if not method.deterministic]
     console.print(
         f"Not compared, because a stochastic path has no reference: {', '.join(left_out)}."
     )

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +15,104 @@ from typing import Any
 import torch
 
 from .problems import PROCESS, SIGMA_MAX, SIGMA_MIN
-from .runner import Results
+from .ratios import ANY_GRID, FITTED, GOALS, OURS, Ratios
+from .runner import Config, Results
+from .suite import SuiteCell, SuiteConfig
+
+_PACKAGES = ("sdekit", "torch", "numpy", "scipy")
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write results as JSON; a reader sees the old file or the whole new one."""
+    """Write the results of a benchmark as JSON."""
+    write_json(_record(results), path)
+
+
+def write_suite(config: SuiteConfig, cells: Sequence[SuiteCell], path: Path) -> None:
+    """Write a suite as JSON: all errors of sdekit, and of the peers the best at every budget."""
+    ratios = Ratios(cells)
+    record: dict[str, Any] = {
+        **_context(config, (*_PACKAGES, *(("diffusers", "azula") if ratios.has_peers else ()))),
+        "groups": {
+            "sdekit": "a method on its default grid",
+            "fitted": "a method on grids that equidistribute fitted to other samples",
+            "peer": "the best of diffusers and azula on the grids that they ship",
+            "peer, our grids": "the best of them on sdekit's grids",
+        },
+        "goals": [
+            {
+                "goal": goal.name,
+                "budget": budget,
+                "bound": goal.bound(budget),
+                "ratio": _rounded(ratios.goal(goal, budget)),
+                "met": ratios.met(goal, budget),
+            }
+            for goal in GOALS
+            for budget in ratios.budgets
+            if goal.bound(budget) is not None
+        ],
+        "curves": _curves(cells),
+        "best_peers": [
+            vars(cell) | {"error": _rounded(cell.error)}
+            for problem in ratios.problems
+            for group in ANY_GRID
+            for budget in ratios.budgets
+            if (cell := ratios.best(problem, budget, (group,))) is not None
+        ],
+    }
+    write_json(record, path)
+
+
+def read_suite(path: Path) -> list[SuiteCell]:
+    """Read the cells of a suite that `write_suite` wrote, of peers the best ones only."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    cells = [
+        SuiteCell(curve["problem"], curve["group"], curve["method"], curve["grid"], *values)
+        for curve in record["curves"]
+        for values in zip(curve["budgets"], curve["nfe"], curve["errors"], strict=True)
+    ]
+    return cells + [SuiteCell(**cell) for cell in record["best_peers"]]
+
+
+def _curves(cells: Sequence[SuiteCell]) -> list[dict[str, Any]]:
+    """Cells of sdekit, those of one method on one problem together."""
+    found: dict[tuple[str, ...], list[SuiteCell]] = {}
+    for cell in cells:
+        if cell.group in (OURS, FITTED):
+            found.setdefault((cell.problem, cell.group, cell.method, cell.grid), []).append(cell)
+    curves = []
+    for key, curve in found.items():
+        curve.sort(key=lambda cell: cell.budget)
+        curves.append(
+            {
+                **dict(zip(("problem", "group", "method", "grid"), key, strict=True)),
+                "budgets": [cell.budget for cell in curve],
+                "nfe": [cell.nfe for cell in curve],
+                "errors": [_rounded(cell.error) for cell in curve],
+            }
+        )
+    return curves
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _one_entry_a_line(record: dict[str, Any]) -> str:
+    """Return JSON whose lists have an entry a line, so that a change shows where it is."""
+    parts = []
+    for key, value in record.items():
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        if isinstance(value, list):
+            entries = (json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value)
+            text = "[\n" + ",\n".join(entries) + "\n]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"
+
+
+def write_json(record: dict[str, Any], path: Path) -> None:
+    """Write a record as JSON; a reader sees the old file or the whole new one."""
+    text = _one_entry_a_line(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_record(results), indent=1, ensure_ascii=False, allow_nan=False)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False
     ) as file:
@@ -30,11 +122,12 @@ def write_results(results: Results, path: Path) -> None:
     os.replace(file.name, path)
 
 
-def _record(results: Results) -> dict[str, Any]:
+def _context(config: Config | SuiteConfig, packages: Sequence[str]) -> dict[str, Any]:
+    """Return what was run, by what, and on what."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "configuration": {
-            **vars(results.config),
+            **vars(config),
             "process": repr(PROCESS),
             "sigma_max": SIGMA_MAX,
             "sigma_min": SIGMA_MIN,
@@ -43,13 +136,19 @@ def _record(results: Results) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")},
+            **{name: version(name) for name in packages},
         },
         "hardware": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
         },
+    }
+
+
+def _record(results: Results) -> dict[str, Any]:
+    return {
+        **_context(results.config, _PACKAGES),
         "references": {
             name: {
                 "discrepancy": reference.discrepancy,

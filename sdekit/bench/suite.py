@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..denoisers import known_sigma_data
-from ..equidistribute import FittedGrid, equidistribute
+from ..equidistribute import run_pilot
 from ..grids import Grid, balanced, power_theta, theta
 from ..processes import EDM
 from ..scale import fit_solver
@@ -120,8 +121,13 @@ class SuiteStore:
         """Keep a cell, now and on disk."""
         self.cells[cell.key] = cell
         path = self.folder / f"cells-{self.tag}-{cell.problem}.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(cell)) + "\n")
+        with path.open("ab+") as file:
+            # A run that was killed may have left half a line.
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+            file.write((json.dumps(asdict(cell)) + "\n").encode())
 
     def reference(self, problem: Problem) -> Tensor:
         """Final states of a problem, computed once."""
@@ -142,26 +148,38 @@ def run_suite(config: SuiteConfig, folder: Path, *, progress: bool = False) -> l
     for name in tqdm(config.problems, disable=not progress, desc="suite"):
         problem = make_problem(name, samples=config.samples, seed=config.seed)
         judge = _Judge(problem, store, store.reference(problem))
-        for solver_name, group, solver in _solvers(problem):
+        for solver_name, group, solver_of in _solvers(problem):
             for budget in config.budgets:
-                judge.own(solver_name, group, solver, budget)
+                judge.own(solver_name, group, solver_of, budget)
         if config.peers:
             _run_peers(judge, config.budgets, progress=progress)
     return [cell for cell in store.cells.values() if cell.problem in config.problems]
 
 
-def _solvers(problem: Problem) -> Iterator[tuple[str, str, Solver]]:
-    """Methods of sdekit on their default grids, and its own on a grid fitted to the problem."""
+def _solvers(problem: Problem) -> Iterator[tuple[str, str, Callable[[int], Solver]]]:
+    """Methods of sdekit on their default grids, and its own on grids fitted to the problem.
+
+    A solver is a function of the number of steps, for which a grid may be fitted.
+    """
     sigma_data = known_sigma_data(problem.denoiser)
-    entries = [method for method in methods().values() if method.deterministic]
-    for method in entries:
-        yield method.name, "sdekit", _bound(method.solver, problem, sigma_data)
-    pilot = make_problem(problem.name, samples=64, seed=_PILOT_SEED)
-    flow = EDM(SIGMA_MIN, SIGMA_MAX).probability_flow(pilot.denoiser)
-    fitted = equidistribute(flow, x=pilot.start, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN)
+    for method in methods().values():
+        if method.deterministic:
+            bound = _bound(method.solver, problem, sigma_data)
+            yield method.name, "sdekit", partial(_unchanged, bound)
+    other = make_problem(problem.name, samples=64, seed=_PILOT_SEED)
+    flow = EDM(SIGMA_MIN, SIGMA_MAX).probability_flow(other.denoiser)
+    pilot = run_pilot(flow, x=other.start, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN)
     for name in ("bayesian_adams", "adams2", "adams3", "adams4"):
-        solver = replace(methods()[name].solver, grid=fitted)
-        yield name, "fitted", _bound(solver, problem, sigma_data)
+        bound = _bound(methods()[name].solver, problem, sigma_data)
+
+        def fitted(steps: int, solver: Solver = bound) -> Solver:
+            return replace(solver, grid=pilot.best(steps, solver))
+
+        yield name, "fitted", fitted
+
+
+def _unchanged(solver: Solver, steps: int) -> Solver:
+    return solver
 
 
 def _bound(solver: Solver, problem: Problem, sigma_data: float | None) -> Solver:
@@ -188,20 +206,22 @@ class _Judge:
     store: SuiteStore
     reference: Tensor
 
-    def own(self, name: str, group: str, solver: Solver, budget: int) -> None:
+    def own(self, name: str, group: str, solver_of: Callable[[int], Solver], budget: int) -> None:
         """Measure a method of sdekit: the largest number of steps that the budget allows."""
-        grid = "fitted" if isinstance(solver.grid, FittedGrid) else _short(grid_name(solver.grid))
+        scheme = methods()[name].solver.scheme
+        grid = "fitted" if group == "fitted" else grid_name(methods()[name].solver.grid)
         if (self.problem.name, group, name, grid, budget) in self.store.cells:
             return
-        steps = budget // solver.scheme.nfe_per_step
+        steps = budget // scheme.nfe_per_step
         nfe, error = 0, None
         if steps:
+            solver = solver_of(steps)
             sigmas = solver.grid(steps, SIGMA_MAX, SIGMA_MIN, PROCESS)
             try:
                 with torch.no_grad():
                     x, solution = self.problem.solve(solver, sigmas=sigmas)
             except SolveError:
-                nfe = steps * solver.scheme.nfe_per_step
+                nfe = steps * scheme.nfe_per_step
             else:
                 nfe, error = solution.nfe, self._error(x)
         self.store.add(SuiteCell(self.problem.name, group, name, grid, budget, nfe, error))
@@ -226,11 +246,6 @@ class _Judge:
         return error if math.isfinite(error) else None
 
 
-def _short(name: str) -> str:
-    """Name of a grid without the scale of the data, which is the problem's."""
-    return name.split("(sigma_data")[0].split(", sigma_data")[0]
-
-
 def _run_peers(judge: _Judge, budgets: Iterable[int], *, progress: bool) -> None:
     sigma_data = known_sigma_data(judge.problem.denoiser) or 1.0
     ours = our_grids(sigma_data)
@@ -242,7 +257,7 @@ def _run_peers(judge: _Judge, budgets: Iterable[int], *, progress: bool) -> None
     ]
     for group in (entries, shared):
         errors: dict[int, dict[int, float]] = {}
-        heats = [budget for budget in HEATS if budget in set(budgets)]
+        heats = [budget for budget in HEATS if budget in set(budgets)] or sorted(set(budgets))
         bar = tqdm(heats, disable=not progress, desc=f"{judge.problem.name}: peers", leave=False)
         for budget in bar:
             errors[budget] = {

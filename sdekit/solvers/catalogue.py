@@ -98,6 +98,7 @@ def multistep() -> Iterator[Method]:
             Solver(Adams(k), Noise(), karras),
             f"Katherine Crowson, k-diffusion; DEIS-ρAB of degree {k - 1}, {_ZHANG}",
         )
+    for k in (2, 3, 4):
         yield Method(
             f"deis_t{k}",
             Solver(Adams(k), Interpolated(Noise(), Native()), quadratic),
@@ -109,13 +110,15 @@ def multistep() -> Iterator[Method]:
             Solver(Adams(k), LogNoise(), quadratic),
             f"{_ZHANG}; azula's zEAB, diffusers' DEIS",
         )
+    for k in (2, 3):
         yield Method(
             f"xeab{k}", Solver(Adams(k), LogData(), log), "azula's xEAB; RES-2M for two slopes"
         )
+    for k in (2, 3):
         yield Method(
             f"vab{k}",
-            Solver(Adams(k), Preconditioned(1.0), uniform_t),
-            "azula's vAB: v-prediction, σ_d = 1",
+            Solver(Adams(k), Velocity(), uniform_t),
+            "azula's vAB: the velocity of flow matching",
         )
     yield Method("ipndm", Solver(IPNDM(), Noise(), quadratic), f"Liu et al. 2022; {_ZHANG}")
     yield Method(

@@ -206,7 +206,7 @@ def _slope(denoised: Tensor, z: Tensor, state: Coefficient, out: Tensor | None) 
     if isinstance(state, Tensor):
         return torch.addcmul(denoised, z, state, out=out)
     if state == 0.0:
-        return denoised if out is None else out.copy_(denoised)
+        return denoised.clone() if out is None else out.copy_(denoised)
     return torch.add(denoised, z, alpha=state, out=out)
 
 

@@ -57,13 +57,18 @@ class Multistep(LinearScheme):
         self.slopes, self.corrector, self.again = order, corrector, again
         self.start, self.tail = start, tail
         self.nfe_per_step = 2 if again else 1
-        limits = [order + 1 if corrector else order]
+        limits = [self.interior_order]
         if order > 1:
             # Local errors of the first steps, which are made a fixed number of times.
             limits.append((3 if corrector else 2) if start == "ramp" else 5)
         if tail == "lower":
             limits.append(2)
         self.order = min(limits)
+
+    @property
+    def interior_order(self) -> int:
+        """Order of the formulas, which the first and the last steps may lower."""
+        return self.slopes + 1 if self.corrector else self.slopes
 
     @abstractmethod
     def predict(self, coordinates: Coordinates, nodes: Points, end: Points) -> Array:

@@ -60,10 +60,14 @@ class UniPC(Adams):
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind = {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
-        super().__init__(order, corrector=corrector, again=again, start=start, tail=tail)
         self.kind = kind
-        if kind == "vary_as_shipped" and corrector and order > 1:
-            self.order = 1
+        super().__init__(order, corrector=corrector, again=again, start=start, tail=tail)
+
+    @property
+    def interior_order(self) -> int:
+        """As of `Multistep`, but 1 where the corrector's coefficients are mixed up."""
+        mixed_up = self.kind == "vary_as_shipped" and self.corrector and self.slopes > 1
+        return 1 if mixed_up else super().interior_order
 
     def predict(self, coordinates: Coordinates, nodes: Points, end: Points) -> Array:
         """Adams's weights, or the formula of two slopes."""
@@ -117,10 +121,13 @@ class DPMMultistep(UniPC):
     ) -> None:
         if not (order == 3 or (order in (1, 2) and not as_shipped)):
             raise ValueError(f"order = {order}; it must be 1, 2 or 3, with as_shipped=True 3")
-        super().__init__(order, kind="bh2", corrector=False, start=start, tail=tail)
         self.as_shipped = as_shipped
-        if as_shipped:
-            self.order = 2
+        super().__init__(order, kind="bh2", corrector=False, start=start, tail=tail)
+
+    @property
+    def interior_order(self) -> int:
+        """The number of slopes, but 2 as shipped."""
+        return 2 if self.as_shipped else super().interior_order
 
     def predict(self, coordinates: Coordinates, nodes: Points, end: Points) -> Array:
         """As of `UniPC`; as shipped, less half of ``N'' ∫ ½ (τ − τ_s)² dW``."""
@@ -172,7 +179,11 @@ class IPNDM(_FixedWeights):
         if not 1 <= order <= 4:
             raise ValueError(f"order = {order}; iPNDM uses 1 to 4 slopes")
         super().__init__(order, start=start, tail=tail)
-        self.order = min(order, 2)
+
+    @property
+    def interior_order(self) -> int:
+        """At most 2, on grids of unequal steps."""
+        return min(self.slopes, 2)
 
 
 class GradientEstimation(_FixedWeights):
@@ -192,11 +203,14 @@ class GradientEstimation(_FixedWeights):
     def __init__(self, gamma: float = 2.0, *, start: str = "ramp", tail: str = "full") -> None:
         if not isfinite(gamma):
             raise ValueError(f"gamma = {gamma}; it must be finite")
-        super().__init__(2, start=start, tail=tail)
         self.gamma = gamma
         self.rows = ((1.0,), (gamma, 1 - gamma))
-        if gamma != 1.5:
-            self.order = 1
+        super().__init__(2, start=start, tail=tail)
+
+    @property
+    def interior_order(self) -> int:
+        """1, but 2 for ``γ = 3/2``."""
+        return 2 if self.gamma == 1.5 else 1
 
 
 def _vary_as_shipped(exact: Array, tau: Array) -> Array:

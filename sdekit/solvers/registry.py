@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 from ..coordinates import Coordinates, Interpolated, Native
 from ..grids import Grid
@@ -55,18 +56,27 @@ class Method:
         """Name of the coordinates."""
         return coordinates_name(self.solver.coordinates)
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether it solves the probability flow, and so can be compared path by path."""
+        return self.solver.scheme.solves == "flow" and not self.solver.scheme.stochastic
+
     def row(self) -> tuple[str, ...]:
-        """Return the entry as the cells of a table row, under `COLUMNS`."""
+        """Return the entry as the cells of a row, under `FLOW_COLUMNS` or `NOISE_COLUMNS`."""
         scheme = self.solver.scheme
-        orders = (scheme.order, scheme.strong_order, scheme.weak_order)
+        if self.deterministic:
+            orders: tuple[float | None, ...] = (scheme.order, scheme.interior_order)
+            kind = "yes" if scheme.adaptive else "no"
+        else:
+            orders = (scheme.strong_order, scheme.weak_order)
+            kind = self.noise
         return (
             self.name,
             self.coordinates,
             grid_name(self.solver.grid),
             *("–" if order is None else f"{order:g}" for order in orders),
             str(scheme.nfe_per_step),
-            self.noise,
-            "yes" if scheme.adaptive else "no",
+            kind,
             self.source,
         )
 
@@ -88,18 +98,9 @@ def grid_name(grid: Grid) -> str:
     return getattr(grid, "__name__", type(grid).__name__)
 
 
-COLUMNS = (
-    "method",
-    "coordinates",
-    "grid",
-    "order",
-    "strong",
-    "weak",
-    "NFE/step",
-    "noise",
-    "adaptive",
-    "source",
-)
+_PARTS = ("method", "coordinates", "grid")
+FLOW_COLUMNS = (*_PARTS, "order", "interior order", "NFE/step", "adaptive", "source")
+NOISE_COLUMNS = (*_PARTS, "strong", "weak", "NFE/step", "noise", "source")
 
 
 class UnknownMethodError(ValueError, KeyError):
@@ -109,11 +110,35 @@ class UnknownMethodError(ValueError, KeyError):
         return str(self.args[0])
 
 
-class Registry(Mapping[str, Method]):
-    """The methods by name; printing it shows the table."""
+class MethodTable(NamedTuple):
+    """Methods of one kind as rows of text."""
 
-    def __init__(self, methods: tuple[Method, ...]) -> None:
-        self._methods = {method.name: method for method in methods}
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class Registry(Mapping[str, Method]):
+    """The methods by name; printing it shows their tables.
+
+    Attributes:
+        families: The methods by family.
+    """
+
+    def __init__(self, families: Mapping[str, tuple[Method, ...]]) -> None:
+        self.families = families
+        self._methods = {m.name: m for family in families.values() for m in family}
+
+    def tables(self) -> tuple[MethodTable, MethodTable]:
+        """Return the tables of deterministic and of stochastic methods."""
+        rows = {
+            kind: [method.row() for method in self.values() if method.deterministic == kind]
+            for kind in (True, False)
+        }
+        return (
+            MethodTable("deterministic", FLOW_COLUMNS, rows[True]),
+            MethodTable("stochastic", NOISE_COLUMNS, rows[False]),
+        )
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:
@@ -135,24 +160,28 @@ class Registry(Mapping[str, Method]):
         return len(self._methods)
 
     def __repr__(self) -> str:
-        rows = [COLUMNS, *(method.row() for method in self._methods.values())]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return "\n\n".join(map(_text, self.tables()))
+
+
+def _text(table: MethodTable) -> str:
+    rows = [table.columns, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 @cache
 def methods() -> Registry:
-    """Return the registered methods, by name; ``print(sdekit.methods())`` shows the table."""
+    """Return the registered methods, by name; ``print(sdekit.methods())`` shows the tables."""
     from . import catalogue  # made of the classes above
 
-    families = (
-        catalogue.own,
-        catalogue.multistep,
-        catalogue.one_step,
-        catalogue.runge_kutta,
-        catalogue.stochastic,
-    )
-    return Registry(tuple(method for family in families for method in family()))
+    families = {
+        "sdekit's own": catalogue.own,
+        "Published multistep samplers": catalogue.multistep,
+        "Published one-step samplers": catalogue.one_step,
+        "Runge–Kutta schemes": catalogue.runge_kutta,
+        "Stochastic samplers": catalogue.stochastic,
+    }
+    return Registry({name: tuple(family()) for name, family in families.items()})

@@ -46,6 +46,11 @@ class Scheme(ABC):
     affine_only: bool = False
     unscaled: bool = False
 
+    @property
+    def interior_order(self) -> int | None:
+        """Order once started: what is left of `order` by first and last steps of other formulas."""
+        return self.order
+
     @abstractmethod
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
         """Prepare the steps of a grid that ends above ``σ = 0``."""

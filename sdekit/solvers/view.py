@@ -245,7 +245,8 @@ class AffineView(View):
         def step(state: Tensor) -> Tensor:
             z = state if unscaled else self.unscale(node, state)
             denoised = self.denoise(z, node.level)
-            return torch.lerp(z, denoised, 0.5) if kind == "half" else denoised
+            # What is returned is new memory: a network may write its next result over this one.
+            return torch.lerp(z, denoised, 0.5) if kind == "half" else denoised.clone()
 
         return step
 
