@@ -22,7 +22,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 tests: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 docs: $(READY)
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--out benchmarks/results/overhead.json]
 
-The times are processor time per step in microseconds, the least of many runs in one process, the methods
-taking turns; `lerp` is a hand-written in-place loop, the limit. `solve` prepares coefficients each
+The times are processor time per step in microseconds, the least of many runs in one process, the
+methods taking turns; `lerp` is a hand-written in-place loop, the limit. `solve` prepares each
 time, `prepare` once. Memory is the most state-sized tensors alive at once, the start state and what
 the denoiser keeps not counted. diffusers, azula and torchdiffeq are run if they are installed.
 """

@@ -93,7 +93,7 @@ def _ratio_figure(ratios: Ratios) -> Figure:
     low = min([0.02, *(value for value in fitted if value is not None)]) / 2
     for axes in (shipped, shared):
         _frame(axes, ratios.budgets, (low, _TOP))
-    _ratio_panel(shipped, ratios, SHIPPED, (*_NAMED, _DEFAULT, _FITTED))
+    _ratio_panel(shipped, ratios, SHIPPED, (*_NAMED[:2], _DEFAULT, _FITTED))
     _ratio_panel(shared, ratios, ANY_GRID, (_DEFAULT, _FITTED))
     shipped.set_ylabel("error / best peer's error")
     shipped.set_title("peers on their own grids", loc="left", fontsize=10)
