@@ -32,7 +32,8 @@ def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
 def known_sigma_data(denoiser: Callable[..., Tensor]) -> float | None:
     """Return the denoiser's attribute ``sigma_data``, the standard deviation of its data, if any."""
     value = getattr(_unwrap(denoiser), "sigma_data", None)
-    return None if value is None else float(value)
+    value = math.nan if value is None else float(value)
+    return value if 0 < value < math.inf else None
 
 
 def _unwrap(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -129,7 +129,8 @@ class Pilot:
     def _error(self, solver: Solver, grid: FittedGrid, n: int) -> float:
         sigmas = grid(n, self.levels[0], self.levels[-1])
         try:
-            x = solve(self.problem, self.start, method=solver, sigmas=sigmas).x
+            own = replace(solver, grid=grid)  # so that no scale is asked for
+            x = solve(self.problem, self.start, method=own, sigmas=sigmas).x
         except SolveError:
             return math.inf
         return float((x - self._accurate.x).square().mean())
@@ -138,6 +139,8 @@ class Pilot:
         self, order: int, share: float, levels: Array, fitted: Array, rest: Array
     ) -> FittedGrid:
         cumulative = share * fitted + (1 - share) * rest
+        if not (np.diff(cumulative) > 0).all():  # a mixture may have no steps at the top
+            cumulative = 0.99 * cumulative + 0.01 * np.linspace(0.0, 1.0, len(levels))
         cumulative[0], cumulative[-1] = 0.0, 1.0
         return FittedGrid(
             order=order,

@@ -75,7 +75,7 @@ def default_method(*, flow: bool, affine: bool, adaptive: bool) -> str:
     if not flow:
         return "euler_maruyama" if affine else "euler_maruyama_t"
     if not affine:
-        return "dopri5_t" if adaptive else "heun_t"
+        return "dopri5_t" if adaptive else "adams2_t"
     return "dopri5_theta" if adaptive else "bayesian_adams"
 
 
@@ -180,7 +180,7 @@ def resolve_grid(
         )
     if sigmas is None and times is None:
         high, low = sigma_range or (sde.sigma_max, sde.sigma_min)
-        count = 1 if steps is None else _check_steps(steps)
+        count = 1 if steps is None else check_steps(steps)
         # A last step to 0 is one of the steps, so the budget stays what was asked for.
         inner = count - 1 if ending != "stop" and steps is not None else count
         if inner == 0:
@@ -235,7 +235,7 @@ def _general_grid(
             "sigma = 0; describe the process as an AffineSDE if it is one"
         )
     if times is None:
-        return np.linspace(sde.T, sde.t_min, (1 if steps is None else _check_steps(steps)) + 1)
+        return np.linspace(sde.T, sde.t_min, (1 if steps is None else check_steps(steps)) + 1)
     grid = _check_times(_as_array(times, "times"), sde)
     _check_monotone(grid, "times", reversible=reversible)
     return grid
@@ -248,7 +248,8 @@ def _check_times(times: Array, sde: ForwardSDE) -> Array:
     return times
 
 
-def _check_steps(steps: int) -> int:
+def check_steps(steps: int) -> int:
+    """Refuse what is not a positive whole number."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
         raise TypeError(f"steps is a {type(steps).__name__}; it must be a whole number")
     if steps < 1:
@@ -290,7 +291,7 @@ def check_start(view: View, grid: Array, *, stochastic: bool) -> None:
         )
     with np.errstate(all="ignore"):
         start = view.tau(grid[:1])
-    if not np.isfinite(start).all():
+    if not np.isfinite(start).all() or not (np.isfinite(grid[0]) or view.coordinates.has_own_clock):
         raise ValueError(
             f"{view.symbol} = {grid[0]:g} cannot be represented in these coordinates; start at a "
             "finite noise level, such as sigmas=sdekit.grids.karras(n, 80.0, 0.002), or take a "

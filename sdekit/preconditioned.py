@@ -101,7 +101,9 @@ class GaussianPreconditioned(LogVariable):
             raise ValueError("mean and cov must be finite")
         if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * np.abs(cov).max(initial=0)):
             raise ValueError("cov must be symmetric")
-        if not self._eigen[0][-1] > 0:
+        object.__setattr__(self, "mean", mean)  # copies: the user's arrays may change
+        object.__setattr__(self, "cov", cov)
+        if not len(mean) or not self._eigen[0][-1] > 0:
             raise ValueError("cov has no positive eigenvalue")
 
     @cached_property

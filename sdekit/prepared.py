@@ -15,6 +15,7 @@ from .inputs import (
     check_problem,
     check_start,
     check_state,
+    check_steps,
     choose_solver,
     resolve_grid,
 )
@@ -57,7 +58,11 @@ def set_up(
             reversible=flow and not solver.scheme.stochastic,
         )
 
-    solver, calls = fit_solver(solver, problem, x, sigma_data, free=steps == 1)
+    if steps is not None:
+        check_steps(steps)
+    solver, calls = fit_solver(
+        solver, problem, x, sigma_data, gridded=steps is not None, free=steps == 1
+    )
     grid = grid_of(solver, steps if steps is None else steps - calls)
     view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
     check_start(view, grid, stochastic=solver.scheme.stochastic)
@@ -73,6 +78,7 @@ class Prepared:
     """
 
     grid: Array
+    _like: Tensor = field(repr=False)
     _symbol: str = field(repr=False)
     _entrance: Map = field(repr=False)
     _step: Step = field(repr=False)
@@ -82,9 +88,17 @@ class Prepared:
         """Solve from ``x`` at ``grid[0]``, ``(B, *event)``; return the state at ``grid[-1]``.
 
         Raises:
+            ValueError: If ``x`` differs from the state it was prepared for in anything but the number
+                of samples.
             SolveError: If a state becomes non-finite. Compiled, or captured in a CUDA graph, the
                 loop cannot stop to look, and returns what it has.
         """
+        like = self._like
+        if (x.shape[1:], x.dtype, x.device) != (like.shape[1:], like.dtype, like.device):
+            raise ValueError(
+                f"x is {tuple(x.shape)}, {x.dtype}, on {x.device}; this was prepared for samples of "
+                f"shape {tuple(like.shape[1:])}, {like.dtype}, on {like.device}"
+            )
         (state,) = integrate_fixed(
             self._step,
             self._entrance(x),
@@ -149,6 +163,7 @@ def prepare(
         raise ValueError("prepare takes deterministic methods; this one needs new noise every time")
     return Prepared(
         grid,
+        like[:0],
         view.symbol,
         view.entrance(grid[0], unscaled=scheme.unscaled),
         scheme.prepare(view, grid, IndependentNoise(None), ending),

@@ -14,6 +14,7 @@ from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
 from .inputs import (
     check_ending,
+    check_steps,
     check_tolerances,
     choose_solver,
     named_solver,
@@ -65,7 +66,7 @@ def solve(
             solve keeps its dtype and device.
         method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
             known: ``"bayesian_adams"`` on a fixed grid, ``"dopri5_theta"`` with a tolerance,
-            ``"euler_maruyama"`` for a reverse SDE; for a general SDE ``"heun_t"``, ``"dopri5_t"``
+            ``"euler_maruyama"`` for a reverse SDE; for a general SDE ``"adams2_t"``, ``"dopri5_t"``
             and ``"euler_maruyama_t"``.
         steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
             no more calls than this; one that estimates ``sigma_data`` takes a step less.
@@ -299,7 +300,11 @@ def sample(
     noise = IndependentNoise(seed)
     start = noise.normal(torch.empty(shape, device=device, dtype=dtype))
     start = start * float(process.on_host("std", process.on_host("time", sigma)))
-    solver, calls = fit_solver(solver, problem, start, sigma_data, free=steps == 1)
+    if steps is not None:
+        check_steps(steps)
+    solver, calls = fit_solver(
+        solver, problem, start, sigma_data, gridded=steps is not None, free=steps == 1
+    )
     grid = grid_of(solver, steps if steps is None else steps - calls, adaptive=rtol is not None)
     solution = solve(
         problem,

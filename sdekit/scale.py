@@ -19,7 +19,7 @@ from .solvers.registry import Solver
 from .solvers.view import AffineView, Problem
 
 # Noise level of the pilot call where nothing is known, in units in which data are of order one.
-_PILOT_SIGMA = 1.0
+_PILOT_SIGMA = 4.0
 
 
 def needs_scale(grid: Grid) -> bool:
@@ -35,6 +35,7 @@ def fit_solver(
     x: Tensor,
     sigma_data: float | None,
     *,
+    gridded: bool,
     free: bool = False,
 ) -> tuple[Solver, int]:
     """Fill the scale of the data into a solver's coordinates and grid.
@@ -47,6 +48,7 @@ def fit_solver(
         problem: The problem.
         x: Start state, ``(B, *event)``.
         sigma_data: The scale, if the user says it.
+        gridded: Whether the solver's own grid is going to be used.
         free: Whether no call may be spent: an unknown scale is then taken to be 1/2, that of images
             in [−1, 1] (Karras et al. 2022).
 
@@ -54,13 +56,16 @@ def fit_solver(
         The solver, and the number of calls.
 
     Raises:
-        ValueError: If ``sigma_data`` is not positive and finite.
+        TypeError: If ``sigma_data`` is not a number.
+        ValueError: If it is not positive and finite.
         SolveError: If the denoiser is not finite where the scale is to be estimated.
     """
+    if sigma_data is not None and not isinstance(sigma_data, int | float):
+        raise TypeError(f"sigma_data is a {type(sigma_data).__name__}; it must be a number")
     if sigma_data is not None and not 0 < sigma_data < float("inf"):
         raise ValueError(f"sigma_data = {sigma_data}; it must be positive and finite")
     process = problem.sde
-    grid_needs = needs_scale(solver.grid)
+    grid_needs = gridded and needs_scale(solver.grid)
     if not isinstance(process, AffineSDE) or not (
         grid_needs or solver.coordinates.needs_sigma_data
     ):
@@ -68,7 +73,7 @@ def fit_solver(
     calls = 0
     value = sigma_data if sigma_data is not None else known_sigma_data(problem.model)
     if value is None:
-        value, calls = (0.5, 0) if free else (_estimate(problem, x), 1)
+        value, calls = (0.5, 0) if free or not len(x) else (_estimate(problem, x), 1)
     grid = solver.grid
     if grid_needs:
         grid = functools.partial(grid, sigma_data=value)  # type: ignore[call-arg]  # see needs_scale
@@ -83,7 +88,7 @@ def _estimate(problem: Problem, x: Tensor) -> float:
     At the pilot state ``x̂ = σ ε``, for a moderate ``σ``, the slope of ``D`` over ``x̂`` is
     ``σ_d²/(σ_d² + σ²)`` for Gaussian data, in the mean over directions. It is taken from the first
     two samples, which get ``ε`` and ``−ε``, the same in every solve: so it does not depend on how a
-    batch is split.
+    batch is split, but for batches of one, and where conditioning varies over a batch.
     """
     epsilon = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
     signs = torch.ones(len(x), *(1,) * (x.ndim - 1)).to(x)
@@ -92,13 +97,15 @@ def _estimate(problem: Problem, x: Tensor) -> float:
     view = AffineView(problem, Noise(), x)
     denoised = view.denoise(x_hat, x.new_tensor(_PILOT_SIGMA))[:2].double()
     # Half the difference of the two is free of the mean of the data; of one alone it is not.
-    odd = (denoised[0] - denoised[-1]) / 2 if len(x) > 1 else denoised[0] - denoised[0].mean()
+    odd = (denoised[0] - denoised[-1]) / 2 if len(x) > 1 else denoised[0]
+    if len(x) == 1 and odd.numel() > 1:
+        odd = odd - odd.mean()
     slope = float((x_hat[0].double() * odd).sum() / x_hat[0].double().square().sum())
     if not math.isfinite(slope):
         raise SolveError(
             f"the denoiser is not finite at σ = {_PILOT_SIGMA:g}, where the scale of the data was to "
             "be estimated; give sigma_data="
         )
-    slope = min(max(slope, 1e-3), 1 - 1e-3)
+    slope = min(max(slope, 1e-5), 1 - 1e-3)
     # Two digits, so that the round-off of another batch size makes no other solver.
     return float(f"{_PILOT_SIGMA * (slope / (1 - slope)) ** 0.5:.1e}")

@@ -292,8 +292,11 @@ def test_halved_noise_is_caught(name, product):
 
 @dataclasses.dataclass(frozen=True)
 class HalfDriftNoise(sk.Noise):
+    def field(self, p):  # what plans are made of; drift is made of it, too
+        return tuple(c / 2 for c in super().field(p))
+
     def drift(self, p, eta):
-        return tuple(c / 2 for c in super().drift(p, eta))
+        return tuple(c / 2 for c in sk.Noise().drift(p, eta))
 
 
 @dataclasses.dataclass(frozen=True)

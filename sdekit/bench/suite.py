@@ -184,7 +184,7 @@ def _unchanged(solver: Solver, steps: int) -> Solver:
 
 def _bound(solver: Solver, problem: Problem, sigma_data: float | None) -> Solver:
     flow = PROCESS.probability_flow(problem.denoiser)
-    return fit_solver(solver, flow, problem.start, sigma_data)[0]
+    return fit_solver(solver, flow, problem.start, sigma_data, gridded=True)[0]
 
 
 def our_grids(sigma_data: float) -> dict[str, Grid]:

@@ -169,6 +169,11 @@ def own() -> Iterator[Method]:
             Solver(Adams(k, corrector=True), Preconditioned(), balanced),
             "sdekit, after Hairer, Nørsett & Wanner 1993, III.5",
         )
+    yield Method(
+        "adams2_t",
+        Solver(Adams(2, corrector=True), Native(), uniform_t),
+        "Hairer, Nørsett & Wanner 1993, III.5; the default of general SDEs",
+    )
 
 
 def stochastic() -> Iterator[Method]:

@@ -107,9 +107,14 @@ def run(view: View, plan: Plan) -> Step:
         nonlocal latest, accepted, trial, slots, reuse
         if n == 0:
             reuse = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            slots = [torch.empty_like(z) if reuse else None for _ in range(count)] + [None]
-            accepted = torch.empty_like(z) if reuse else z
-            trial = torch.empty_like(z) if reuse and trials else z
+            slots, accepted, trial = [None] * (count + 1), z, z
+            if reuse:
+                # Not inference tensors, even in inference mode: theirs have no version, which
+                # tells whether a denoiser writes to the state.
+                with torch.inference_mode(False):
+                    slots = [*(torch.empty_like(z) for _ in range(count)), None]
+                    accepted = torch.empty_like(z)
+                    trial = torch.empty_like(z) if trials else accepted
         if n == 0 or z is not latest:  # not the state that the last step returned
             latest = accepted = accepted.copy_(z) if reuse else z
         for at, slot, updates in steps[n]:
@@ -123,6 +128,8 @@ def run(view: View, plan: Plan) -> Step:
                 latest = _combine(accepted, update, slots, out)
                 if update.accept:
                     accepted = latest
+        if n == len(steps) - 1:  # nothing is kept for the next solve but what is returned
+            slots, accepted, trial = [], latest, latest
         return latest
 
     return step

@@ -229,9 +229,10 @@ class AffineView(View):
         self.nfe += 1
         x_hat = self._out_of_frame(z)
         compiling = torch.compiler.is_compiling()
-        version = None if compiling or x_hat.is_inference() else x_hat._version
+        watched = [] if compiling else [t for t in (x_hat, sigma) if not t.is_inference()]
+        versions = [t._version for t in watched]
         denoised = check_output(self.problem.model(x_hat, sigma), x_hat, "denoiser")
-        if version is not None and x_hat._version != version:
+        if versions != [t._version for t in watched]:
             raise ValueError(
                 "the denoiser changed its input in place, which is the solver's state; let it work on "
                 "a copy"
