@@ -37,12 +37,15 @@ class Prior:
         length: Length scale of ``g``.
         knee: ``a``.
         stiffness: ``κ``: an error of the state changes the slope ``F`` by ``κ cot θ`` times as much.
+        noise: Variance of the network's own error, relative to that of ``F``: 1e-8, say, for one in
+            half precision, where it keeps weights small on grids that crowd points.
     """
 
     offset: float = 0.91
     length: float = 0.44
     knee: float = 0.08
     stiffness: float = 0.8
+    noise: float = 0.0
 
     def covariance(self, a: Array, b: Array) -> Array:
         """Covariance of slopes at angles ``(…, m)`` and ``(…, k)``: ``(…, m, k)``."""
@@ -123,7 +126,7 @@ class BayesianAdams(LinearScheme):
         def solved(matrix: Array, right: Array) -> Array:
             return np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0], dtype=np.float64)
 
-        noise = _JITTER * (theta / (theta + prior.knee)) ** 2
+        noise = (_JITTER + prior.noise) * (theta / (theta + prior.knee)) ** 2
         variance = np.zeros(len(theta))  # of the error that the last prediction is expected to have
         forward, backward = [], []
         for n in range(steps):
