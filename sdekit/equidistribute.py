@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -23,14 +22,16 @@ from torch import Tensor
 from .affine import AffineSDE
 from .denoisers import known_sigma_data, trained_range
 from .fitted import FittedGrid, phi_of
-from .grids import balanced_share, power_theta, with_ends
+from .grids import balanced_share, power_theta
 from .inputs import check_state, default_method, named_solver
 from .preconditioned import Preconditioned
 from .sampling import solve
 from .sde import ProbabilityFlow, check_output
 from .solution import Solution, SolveError
 from .solvers.registry import Solver
-from .solvers.rk import RK4, RungeKutta
+from .solvers.rk import RungeKutta
+from .solvers.tableaus import RK4
+from .spacing import with_ends
 
 Array = NDArray[np.float64]
 
@@ -96,7 +97,7 @@ class Pilot:
         solver = named_solver(method)
         coordinates = solver.coordinates.bind(_process(self.problem), self.sigma_data)
         solver = replace(solver, coordinates=coordinates)
-        grids = list(self._candidates(n))
+        grids = self._candidates(n)
         best = grids[int(np.argmin([self._error(solver, grid, n) for grid in grids]))]
         spent = self._accurate.nfe + len(grids) * n * solver.scheme.nfe_per_step
         return replace(best, nfe=self.nfe + spent)
@@ -114,17 +115,22 @@ class Pilot:
             sigma_data=self.sigma_data,
         )
 
-    def _candidates(self, n: int) -> Iterator[FittedGrid]:
-        for order, share in _CANDIDATES:
-            levels, fitted = self._table(order)
-            rest = balanced_share(levels, n, levels[0], levels[-1], sigma_data=self.sigma_data)
-            yield self._grid(order, share, levels, fitted, rest)
-        rest = np.interp(
-            -levels,
-            -power_theta(512, levels[0], levels[-1], sigma_data=self.sigma_data, p=0.75),
-            np.linspace(0.0, 1.0, 513),
-        )
-        yield self._grid(3, 0.0, levels, fitted, rest)
+    def _candidates(self, n: int) -> list[FittedGrid]:
+        levels, _ = self._tables[_CANDIDATES[0][0]]
+        high, low = levels[0], levels[-1]
+        balanced = balanced_share(levels, n, high, low, sigma_data=self.sigma_data)
+        points = power_theta(512, high, low, p=0.75, sigma_data=self.sigma_data)
+        wide = np.interp(-levels, -points, np.linspace(0.0, 1.0, len(points)))
+        rests = [(order, share, balanced) for order, share in _CANDIDATES]
+        return [
+            self._grid(order, share, levels, self._tables[order][1], rest)
+            for order, share, rest in (*rests, (_CANDIDATES[0][0], 0.0, wide))
+        ]
+
+    @cached_property
+    def _tables(self) -> dict[int, tuple[Array, Array]]:
+        """Tables of the candidates' orders, the same for every number of steps."""
+        return {order: self._table(order) for order in {order for order, _ in _CANDIDATES}}
 
     def _error(self, solver: Solver, grid: FittedGrid, n: int) -> float:
         sigmas = grid(n, self.levels[0], self.levels[-1])

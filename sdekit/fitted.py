@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .affine import AffineSDE
-from .grids import check_range, with_ends
 from .preconditioned import Preconditioned
+from .spacing import check_range, with_ends
 
 Array = NDArray[np.float64]
 

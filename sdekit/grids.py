@@ -14,123 +14,17 @@ its definition says. Two well-known grids have no function of their own here, be
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, expit, logit
 
 from .affine import AffineSDE
+from .spacing import Grid, check_range, positive, uniform, uniform_in_time, with_ends
 
 Array = NDArray[np.float64]
-Map = Callable[[Array], Array]
-
 
 # In units of σ_d: above, nothing happens, and there a first step may come from σ = ∞.
 _TOP = 1e4
-
-
-class Grid(Protocol):
-    """The signature that every grid has."""
-
-    def __call__(
-        self, n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = None
-    ) -> Array:
-        """Return ``n + 1`` decreasing noise levels."""
-        ...
-
-
-def check_range(n: int, sigma_max: float, sigma_min: float) -> None:
-    """Refuse what no grid can be made of: no steps, or not ``0 < sigma_min < sigma_max``."""
-    if n < 1:
-        raise ValueError(f"n = {n} steps; a grid needs at least one")
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f"sigma_max = {sigma_max}, sigma_min = {sigma_min}; 0 < sigma_min < sigma_max is needed"
-        )
-
-
-def with_ends(sigma: Array, sigma_max: float, sigma_min: float) -> Array:
-    """Set the ends to the bit and return the grid; refuse one that float64 cannot keep apart."""
-    # Round-off may move the ends by an ulp, out of a process's range.
-    sigma[0], sigma[-1] = sigma_max, sigma_min
-    if not (np.diff(sigma) < 0).all():
-        raise ValueError(
-            f"{len(sigma) - 1} steps from sigma = {sigma_max} to {sigma_min} do not fit this grid: "
-            "levels coincide in float64; take fewer steps or milder options"
-        )
-    return sigma
-
-
-def _positive(**options: float) -> None:
-    for name, value in options.items():
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} = {value}; it must be positive and finite")
-
-
-def _uniform(
-    n: int,
-    sigma_max: float,
-    sigma_min: float,
-    variable: Map,
-    inverse: Map,
-    *,
-    warp: Map | None = None,
-    from_infinity: bool = False,
-) -> Array:
-    """Return the grid that is uniform in ``variable(σ)``, an increasing function with ``inverse``.
-
-    ``warp``, an increasing map of [0, 1] to itself, says where else the points are, as fractions of
-    the variable's range from its low end; ``from_infinity`` that the variable is finite at ``σ = ∞``.
-    """
-    check_range(n, sigma_max, sigma_min)
-    if np.isinf(sigma_max) and not from_infinity:
-        raise ValueError(
-            "this grid cannot start at sigma = ∞, where the process has no signal left; give a "
-            "finite start, as in sigmas=sdekit.grids.karras(n, 80.0, 0.002), take a grid that is "
-            "finite there, such as theta, or a method in the process's own time, such as 'heun_t'"
-        )
-    fraction = np.linspace(1.0, 0.0, n + 1)
-    if warp is not None:
-        fraction = warp(fraction)
-    # The inverse is called at the ends too, which may be poles; they are overwritten.
-    with np.errstate(divide="ignore", over="ignore"):
-        high, low = variable(np.array([sigma_max, sigma_min], dtype=np.float64))
-        return with_ends(inverse(low + (high - low) * fraction), sigma_max, sigma_min)
-
-
-def _uniform_in_time(
-    n: int,
-    sigma_max: float,
-    sigma_min: float,
-    process: AffineSDE | None,
-    *,
-    rho: float = 1.0,
-    warp: Map | None = None,
-) -> Array:
-    """Return the grid that is uniform in ``t^(1/ρ)``, ``t`` the time of the process."""
-    check_range(n, sigma_max, sigma_min)
-    if process is None:
-        raise ValueError("a grid uniform in time needs process=, whose time it is")
-    ends = np.array([sigma_max, sigma_min], dtype=np.float64)
-    times = process.on_host("time", ends)
-    reached = process.on_host("sigma", times)
-    # Some processes go on beyond T, others stop there; none has a root of a negative time.
-    if not np.allclose(reached, ends, rtol=1e-6, atol=0) or times[1] < -1e-9 * process.T:
-        raise ValueError(
-            f"the grid's range, sigma = {sigma_max:g} to {sigma_min:g}, exceeds that of {process!r}, "
-            f"{process.sigma_max:g} to {float(process.on_host('sigma', 0.0)):g}"
-        )
-    return _uniform(
-        n,
-        sigma_max,
-        sigma_min,
-        lambda sigma: process.on_host("time", sigma).clip(0) ** (1 / rho),
-        lambda root: process.on_host("sigma", root**rho),
-        warp=warp,
-        from_infinity=True,
-    )
 
 
 def karras(
@@ -146,8 +40,8 @@ def karras(
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or ``rho`` is not positive.
     """
-    _positive(rho=rho)
-    return _uniform(n, sigma_max, sigma_min, lambda s: s ** (1 / rho), lambda y: y**rho)
+    positive(rho=rho)
+    return uniform(n, sigma_max, sigma_min, lambda s: s ** (1 / rho), lambda y: y**rho)
 
 
 def uniform_sigma(
@@ -158,7 +52,7 @@ def uniform_sigma(
     Raises:
         ValueError: If ``n < 1`` or not ``0 < sigma_min < sigma_max < ∞``.
     """
-    return _uniform(n, sigma_max, sigma_min, lambda s: s, lambda y: y)
+    return uniform(n, sigma_max, sigma_min, lambda s: s, lambda y: y)
 
 
 def log(n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = None) -> Array:
@@ -167,7 +61,7 @@ def log(n: int, sigma_max: float, sigma_min: float, process: AffineSDE | None = 
     Raises:
         ValueError: If ``n < 1`` or not ``0 < sigma_min < sigma_max < ∞``.
     """
-    return _uniform(n, sigma_max, sigma_min, np.log, np.exp)
+    return uniform(n, sigma_max, sigma_min, np.log, np.exp)
 
 
 def polyexponential(
@@ -186,8 +80,8 @@ def polyexponential(
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or ``rho`` is not positive.
     """
-    _positive(rho=rho)
-    return _uniform(n, sigma_max, sigma_min, np.log, np.exp, warp=lambda r: r**rho)
+    positive(rho=rho)
+    return uniform(n, sigma_max, sigma_min, np.log, np.exp, warp=lambda r: r**rho)
 
 
 def uniform_t(
@@ -199,7 +93,7 @@ def uniform_t(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, or it does
             not reach these levels.
     """
-    return _uniform_in_time(n, sigma_max, sigma_min, process)
+    return uniform_in_time(n, sigma_max, sigma_min, process)
 
 
 def power_t(
@@ -219,8 +113,8 @@ def power_t(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, it does not
             reach these levels, or ``rho`` is not positive.
     """
-    _positive(rho=rho)
-    return _uniform_in_time(n, sigma_max, sigma_min, process, rho=rho)
+    positive(rho=rho)
+    return uniform_in_time(n, sigma_max, sigma_min, process, rho=rho)
 
 
 def beta(
@@ -242,8 +136,8 @@ def beta(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, it does not
             reach these levels, or a parameter is not positive.
     """
-    _positive(alpha=alpha, beta=beta)
-    return _uniform_in_time(
+    positive(alpha=alpha, beta=beta)
+    return uniform_in_time(
         n, sigma_max, sigma_min, process, warp=lambda r: betaincinv(alpha, beta, r)
     )
 
@@ -284,8 +178,8 @@ def power_theta(
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or an option is not positive.
     """
-    _positive(p=p, sigma_data=sigma_data)
-    return _uniform(
+    positive(p=p, sigma_data=sigma_data)
+    return uniform(
         n,
         sigma_max,
         sigma_min,
@@ -314,7 +208,7 @@ def sigmoid(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, ``start >= end``, or ``tau`` is
             not positive.
     """
-    _positive(tau=tau)
+    positive(tau=tau)
     if not start < end:
         raise ValueError(f"start = {start}, end = {end}; start < end is needed")
     first, last = expit(start / tau), expit(end / tau)
@@ -328,7 +222,7 @@ def sigmoid(
         sigma: Array = np.sqrt((q - first).clip(0) / (last - q).clip(0))
         return sigma
 
-    return _uniform(n, sigma_max, sigma_min, variable, inverse, from_infinity=True)
+    return uniform(n, sigma_max, sigma_min, variable, inverse, from_infinity=True)
 
 
 def flow_shift(
@@ -348,8 +242,8 @@ def flow_shift(
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or ``shift`` is not positive.
     """
-    _positive(shift=shift)
-    return _uniform(
+    positive(shift=shift)
+    return uniform(
         n,
         sigma_max,
         sigma_min,
@@ -398,7 +292,7 @@ def ays(
     levels = np.log(AYS_TABLES[model][::-1])
     fractions = (levels - levels[0]) / (levels[-1] - levels[0])
     knots = np.linspace(0.0, 1.0, len(levels))
-    return _uniform(
+    return uniform(
         n, sigma_max, sigma_min, np.log, np.exp, warp=lambda r: np.interp(r, knots, fractions)
     )
 
@@ -421,7 +315,7 @@ def balanced(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or ``sigma_data`` is not positive.
     """
     check_range(n, sigma_max, sigma_min)
-    _positive(sigma_data=sigma_data)
+    positive(sigma_data=sigma_data)
     top = min(sigma_max, max(_TOP * sigma_data, 2 * sigma_min))
     levels = np.exp(np.linspace(np.log(top), np.log(sigma_min), 2001))
     done = balanced_share(levels, n, top, sigma_min, sigma_data=sigma_data)

@@ -38,32 +38,37 @@ def set_up(
     adaptive: bool,
     ending: str,
     sigma_data: float | None,
+    sigma_range: tuple[float, float] | None = None,
+    reversible: bool = True,
 ) -> tuple[Solver, View, Array, int]:
-    """Check what is asked for; return the solver, the view, the grid and the calls already made."""
+    """Check what is asked for; return the solver, the view, the grid and the calls already made.
+
+    The arguments are those of `sdekit.solve`, and ``x`` is read for its kind and shape only;
+    ``sigma_range`` is that of a grid of ``steps``, by default the process's, and ``reversible`` whether
+    a flow may go towards more noise.
+    """
     check_problem(problem)
     check_state(x)
     check_ending(ending)
     flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
     solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive)
 
-    def grid_of(solver: Solver, steps: int | None) -> Array:
-        return resolve_grid(
-            problem.sde,
-            solver,
-            steps=steps,
-            sigmas=sigmas,
-            times=times,
-            adaptive=adaptive,
-            ending=ending,
-            reversible=flow and not solver.scheme.stochastic,
-        )
-
     if steps is not None:
         check_steps(steps)
     solver, calls = fit_solver(
         solver, problem, x, sigma_data, gridded=steps is not None, free=steps == 1
     )
-    grid = grid_of(solver, steps if steps is None else steps - calls)
+    grid = resolve_grid(
+        problem.sde,
+        solver,
+        steps=steps if steps is None else steps - calls,
+        sigmas=sigmas,
+        times=times,
+        adaptive=adaptive,
+        ending=ending,
+        reversible=reversible and flow and not solver.scheme.stochastic,
+        sigma_range=sigma_range,
+    )
     view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
     check_start(view, grid, stochastic=solver.scheme.stochastic)
     return solver, view, grid, calls

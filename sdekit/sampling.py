@@ -13,15 +13,10 @@ from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
 from .inputs import (
-    check_ending,
-    check_steps,
     check_tolerances,
-    choose_solver,
     named_solver,
-    resolve_grid,
 )
 from .prepared import set_up
-from .scale import fit_solver
 from .sde import Model
 from .solution import Solution, SolveError, Stats
 from .solvers.adaptive import AdaptiveRK
@@ -272,40 +267,30 @@ def sample(
             f"eta = {eta}, but the method solves the probability flow, which has none; take a method "
             "of the reverse SDE, such as 'euler_maruyama'"
         )
-    check_ending(ending)
-    solver = choose_solver(method, flow=flow, affine=True, adaptive=rtol is not None)
     problem = (
         process.probability_flow(denoiser)
         if flow
         else process.reverse(denoiser, 1.0 if eta is None else eta)
     )
     highest, lowest = trained_range(denoiser)
-    sigma_range = (min(process.sigma_max, highest), max(process.sigma_min, lowest))
-
-    def grid_of(solver: Solver, steps: int | None, *, adaptive: bool) -> Array:
-        return resolve_grid(
-            process,
-            solver,
-            steps=steps,
-            sigmas=sigmas,
-            times=times,
-            adaptive=adaptive,
-            ending=ending,
-            reversible=False,
-            sigma_range=sigma_range,
-        )
-
-    sigma = float(grid_of(solver, None, adaptive=rtol is not None or steps is not None)[0])
+    empty = torch.empty(shape, device=device, dtype=dtype)
+    solver, _, grid, _ = set_up(
+        problem,
+        empty,
+        method=method,
+        steps=steps,
+        sigmas=sigmas,
+        times=times,
+        adaptive=rtol is not None,
+        ending=ending,
+        sigma_data=sigma_data,
+        sigma_range=(min(process.sigma_max, highest), max(process.sigma_min, lowest)),
+        reversible=False,
+    )
     # One stream for the start and then the steps: the same numbers are never used twice.
     noise = IndependentNoise(seed)
-    start = noise.normal(torch.empty(shape, device=device, dtype=dtype))
-    start = start * float(process.on_host("std", process.on_host("time", sigma)))
-    if steps is not None:
-        check_steps(steps)
-    solver, calls = fit_solver(
-        solver, problem, start, sigma_data, gridded=steps is not None, free=steps == 1
-    )
-    grid = grid_of(solver, steps if steps is None else steps - calls, adaptive=rtol is not None)
+    std = float(process.on_host("std", process.on_host("time", grid[0])))
+    start = noise.normal(empty) * std
     solution = solve(
         problem,
         start,

@@ -13,10 +13,10 @@ from torch import Tensor
 from .affine import AffineSDE
 from .coordinates import Noise
 from .denoisers import known_sigma_data
-from .grids import Grid
 from .solution import SolveError
 from .solvers.registry import Solver
 from .solvers.view import AffineView, Problem
+from .spacing import Grid
 
 # Noise level of the pilot call where nothing is known, in units in which data are of order one.
 _PILOT_SIGMA = 4.0

@@ -10,8 +10,8 @@ import torch
 
 import sdekit as sk
 from sdekit.distributions import Distribution
-from sdekit.grids import Grid
 from sdekit.solvers.registry import Solver
+from sdekit.spacing import Grid
 
 HIGH, LOW = 3.0, 0.1  # noise levels between which the test mixture is at its most nonlinear
 

@@ -372,7 +372,7 @@ def test_reab_is_of_order_one_whatever_it_is_asked_for(gaussian):
 # ---- the namesakes in sdekit's registry ----
 
 # Method of the registry -> peer, and where in a step (of log σ) the peer, whose stages are at points of
-# the grid, needs points more. A method that is not registered is skipped.
+# the grid, needs points more.
 NAMESAKES = {
     "euler": ("diffusers DDIM",),
     "heun": ("diffusers HeunDiscrete",),
@@ -411,8 +411,6 @@ NAMESAKES = {
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_a_namesake_is_its_peer(name, dtype):
     """Same start, same trained network, same grid: the same samples, to the round-off of both."""
-    if name not in sk.methods():
-        pytest.skip(f"sdekit has no {name} yet")
     peer, *inside = NAMESAKES[name]
     grid = [s ** (1 - r) * t**r for s, t in pairwise(GRID) for r in (0, *inside)]
     network = sk.load_digits_denoiser(dtype=dtype)

@@ -6,7 +6,6 @@ from `x̂` at `SIGMA_MAX` to `x̂` at `SIGMA_MIN`, in float64.
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from ..processes import EDM, VP
 from ..sampling import solve
 from ..sde import Model
 from ..solution import Solution
-from ..solvers.registry import Solver
+from ..solvers.registry import Solver, did_you_mean
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
 
@@ -246,8 +245,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 def check_problem_name(name: str) -> None:
     """Raise `ValueError` if there is no such problem."""
     if name not in PROBLEMS:
-        near = difflib.get_close_matches(name, PROBLEMS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, PROBLEMS)
         raise ValueError(f"unknown problem {name!r}; {hint}there are {', '.join(PROBLEMS)}")
 
 

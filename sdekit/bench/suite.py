@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 
 from ..denoisers import known_sigma_data
 from ..equidistribute import run_pilot
-from ..grids import Grid, balanced, power_theta, theta
+from ..grids import balanced, power_theta, theta
 from ..processes import EDM
 from ..scale import fit_solver
 from ..solution import SolveError
 from ..solvers.registry import Solver, grid_name, methods
+from ..spacing import Grid
 from .peers import PEERS, Peer
 from .problems import (
     PROCESS,

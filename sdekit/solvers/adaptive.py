@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..solution import SolveError
-from .rk import Tableau, combine, stage_slopes
+from .rk import combine, stage_slopes
 from .scheme import Array
+from .tableaus import Tableau
 from .view import View
 
 # PI controller of Gustafsson in the form of SciML: factor = safety · err^(−0.7/k) · last^(0.4/k).

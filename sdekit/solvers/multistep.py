@@ -9,8 +9,9 @@ import numpy as np
 
 from ..coordinates import Coordinates, Points
 from .linear import Line, LinearScheme, Plan
-from .rk import RK4, RungeKutta
+from .rk import RungeKutta
 from .scheme import Array
+from .tableaus import RK4
 
 
 class Multistep(LinearScheme):
@@ -107,7 +108,7 @@ class Multistep(LinearScheme):
         # The step that ends at point n is corrected with one slope more than predicted it.
         back = [min(depths[n - 1], n) + 1 for n in corrected]
         backward = self._weights(coordinates, grid, corrected, back, correct=True)
-        start = _start(coordinates, grid, started)
+        start = _start(coordinates, grid, started) if started else None
         return multistep_plan(grid, forward, backward, start=start, again=self.again)
 
     def _weights(

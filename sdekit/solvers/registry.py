@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
 from ..coordinates import Coordinates, Interpolated, Native
-from ..grids import Grid
+from ..spacing import Grid
 from .scheme import Scheme
 
 
@@ -103,6 +103,12 @@ FLOW_COLUMNS = (*_PARTS, "order", "interior order", "NFE/step", "adaptive", "sou
 NOISE_COLUMNS = (*_PARTS, "strong", "weak", "NFE/step", "noise", "source")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question for an error message about an unknown name, empty if none is close."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
 class UnknownMethodError(ValueError, KeyError):
     """A name that is not in the registry: a bad value to a solve, a missing key to a mapping."""
 
@@ -142,8 +148,7 @@ class Registry(Mapping[str, Method]):
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:
-            near = difflib.get_close_matches(str(name), self._methods, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(str(name), self._methods)
             raise UnknownMethodError(
                 f"unknown method {name!r}; {hint}sdekit.methods() lists all: "
                 f"{', '.join(self._methods)}"

@@ -11,20 +11,7 @@ from torch import Tensor
 from ..coordinates import Coordinates, Points
 from .linear import Line, LinearScheme, Plan
 from .scheme import Array
-from .tableaus import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, Tableau
-
-__all__ = [
-    "DORMAND_PRINCE",
-    "EULER",
-    "HEUN",
-    "MIDPOINT",
-    "RK4",
-    "RungeKutta",
-    "Tableau",
-    "combine",
-    "one_step_plan",
-    "stage_slopes",
-]
+from .tableaus import Tableau
 
 
 def combine(

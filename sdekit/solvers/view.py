@@ -93,15 +93,11 @@ class View(ABC):
 
     def evaluations(self, points: Points, form: LinearForm) -> list[Evaluation]:
         """Prepare the evaluation of slopes, at unscaled states."""
-        levels = self._on_device(self.levels(points))
+        levels = self._on_device(points.sigma)
         return [
             Evaluation(level, self.coefficient(state))
             for level, state in zip(levels, form.state, strict=True)
         ]
-
-    @abstractmethod
-    def levels(self, points: Points) -> Array:
-        """What the model is told about where it is: noise levels, or times."""
 
     @abstractmethod
     def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
@@ -115,13 +111,13 @@ class View(ABC):
     def exit(self, levels: Array, *, unscaled: bool) -> Map:
         """Prepare the change back, at one grid value or one per sample."""
 
-    @abstractmethod
     def tau(self, grid: Array) -> Array:
         """Integration variable at the grid's points."""
+        return self.coordinates.tau(grid)
 
-    @abstractmethod
     def level(self, tau: Array) -> Array:
         """Grid values at ``τ``, the inverse of `tau`."""
+        return self.coordinates.sigma(tau)
 
     @abstractmethod
     def nodes(self, tau: Array) -> list[Node]:
@@ -163,14 +159,6 @@ class AffineView(View):
                 )
             self.frame = self._on_device(mean), self._on_device(basis)
 
-    def tau(self, grid: Array) -> Array:
-        """``τ(σ)``."""
-        return self.coordinates.tau(grid)
-
-    def level(self, tau: Array) -> Array:
-        """``σ(τ)``."""
-        return self.coordinates.sigma(tau)
-
     def _into_frame(self, x_hat: Tensor) -> Tensor:
         if self.frame is None:
             return x_hat
@@ -193,10 +181,6 @@ class AffineView(View):
         """``h``, ``B`` and ``A/(h B)``, so that ``B`` is a factor of weights and costs nothing."""
         h, (A, B) = self.coordinates.h(points), self.coordinates.field(points)
         return LinearForm(h, B, A / (h * B))
-
-    def levels(self, points: Points) -> Array:
-        """``σ``."""
-        return points.sigma
 
     def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
         """``D``."""
@@ -323,22 +307,10 @@ class GeneralView(View):
     symbol = "t"
     coordinates = Noise()  # formally: their variable is the grid's, and h = w = 1
 
-    def tau(self, grid: Array) -> Array:
-        """``t``."""
-        return grid
-
-    def level(self, tau: Array) -> Array:
-        """``t``."""
-        return tau
-
     def linear_form(self, points: Points) -> LinearForm:
         """1, 1 and 0: the slope is the problem's drift."""
         one = np.ones_like(points.tau)
         return LinearForm(one, one, np.zeros_like(one))
-
-    def levels(self, points: Points) -> Array:
-        """``t``."""
-        return points.tau
 
     def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
         """The problem's drift."""

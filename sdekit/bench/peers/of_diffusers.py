@@ -1,120 +1,22 @@
-"""The peers: the samplers of diffusers and azula, run by their own code on the same problems.
-
-Each integrates the probability flow in the unscaled state `x̂` down a grid of noise levels, by the
-package's own classes, and its network evaluations are counted where they happen. The packages are
-extras of the benchmark; nothing else in sdekit imports them.
-
-How they are made to solve exactly this problem, and nothing else:
-
-- The grid runs from `SIGMA_MAX` to `SIGMA_MIN` and ends there: no denoising step is added, and
-  none of the repeated last levels, of zero length, that diffusers appends. Its schedulers build
-  their ``sigmas`` in float32 from a training schedule; here they are assigned in float64.
-- The network is evaluated at the noise level itself, never at a rounded training timestep.
-- Where diffusers casts the state to float32 whatever its dtype, the cast is kept from happening.
-"""
+"""Peers from diffusers: its schedulers, fed noise levels in float64."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..grids import uniform_t
-from ..processes import VP, CosineVP
-from ..sde import Model
-from .problems import SIGMA_MAX, SIGMA_MIN
-
-Array = NDArray[np.float64]
-Grid: TypeAlias = "str | Array"
-
-
-class Integrator(Protocol):
-    """How a peer solves: its class and settings, bound."""
-
-    def __call__(self, denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int) -> Tensor:
-        """Return the final `x̂`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A sampler of another package.
-
-    Attributes:
-        name: Package, class and settings.
-        package: Name of the package, as it is imported.
-        nfe_per_step: Network evaluations per step. The single-step solvers of diffusers have 1:
-            the stages of a step are evaluated at the points of the grid.
-        grids: The grids that the package ships for it, by name.
-        integrate: Solves, uncounted.
-    """
-
-    name: str
-    package: str
-    nfe_per_step: int
-    grids: tuple[str, ...]
-    integrate: Integrator
-
-    def run(self, denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int) -> tuple[Tensor, int]:
-        """Solve, counting every call of the network.
-
-        Args:
-            denoiser: Callable ``(x_hat, sigma) -> x0_hat``.
-            x_hat: State `x̂` at the grid's first level, ``(B, *event)``.
-            grid: One of `grids`, from `SIGMA_MAX` to `SIGMA_MIN`, or ``n_steps + 1`` decreasing
-                positive noise levels.
-            n_steps: Number of steps.
-
-        Returns:
-            The final `x̂` and the network evaluations.
-
-        Raises:
-            ValueError: If the grid is not shipped with the package, or not of ``n_steps`` steps.
-            RuntimeError: If the network was not called ``nfe_per_step`` times a step.
-        """
-        if isinstance(grid, str):
-            if grid not in self.grids:
-                raise ValueError(
-                    f"{self.package} ships no grid {grid!r} for {self.name}; it ships {self.grids}"
-                )
-        elif len(grid) != n_steps + 1:
-            raise ValueError(f"n_steps = {n_steps}, but the grid has {len(grid)} noise levels")
-        counter = _Counter(denoiser)
-        with warnings.catch_warnings(), torch.no_grad():
-            # Deprecations of the peers' own: of ``algorithm_type="dpmsolver"``, and of NumPy's
-            # functions applied to tensors.
-            warnings.simplefilter("ignore")
-            x = self.integrate(counter, x_hat, grid, n_steps)
-        if counter.calls != n_steps * self.nfe_per_step:
-            raise RuntimeError(
-                f"{self.name} called the network {counter.calls} times in {n_steps} steps of "
-                f"{self.nfe_per_step} evaluations"
-            )
-        return x, counter.calls
-
-
-class _Counter:
-    """A denoiser that counts its calls."""
-
-    def __init__(self, denoiser: Model) -> None:
-        self.denoiser = denoiser
-        self.calls = 0
-
-    def __call__(self, x_hat: Tensor, sigma: Tensor) -> Tensor:
-        self.calls += 1
-        return self.denoiser(x_hat, sigma.to(x_hat.dtype))
-
-
-# ---- diffusers -----------------------------------------------------------------------------------
+from ...grids import uniform_t
+from ...processes import VP, CosineVP
+from ...sde import Model
+from ..problems import SIGMA_MAX, SIGMA_MIN
+from .peer import Array, Grid, Peer
 
 
 def _scheduler(name: str, n_steps: int, **config: Any) -> Any:  # noqa: ANN401 (untyped package)
@@ -336,7 +238,8 @@ DIFFUSERS_GRIDS: dict[str, Callable[[int], Array]] = {
 }
 
 
-def _diffusers_peers() -> Iterator[Peer]:
+def diffusers_peers() -> Iterator[Peer]:
+    """Schedulers of diffusers, in every setting that solves the flow, on all grids it ships."""
     peer = partial(Peer, package="diffusers", nfe_per_step=1, grids=tuple(DIFFUSERS_GRIDS))
     yield peer("diffusers DDIM", integrate=_diffusers_ddim)
     yield peer(
@@ -422,95 +325,3 @@ def _diffusers_vp_configs() -> Iterator[tuple[str, str, dict[str, Any]]]:
                 "algorithm_type": f"{kind}_prediction",
             },
         )
-
-
-# ---- azula ---------------------------------------------------------------------------------------
-
-# A schedule of azula: t from 1 to 0 -> signal and noise scales.
-Schedule: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-@cache
-def _azula_schedules() -> dict[str, Schedule]:
-    """Azula's schedules, with the parameters that make ``t = 1 … 0`` our range."""
-    from azula import noise
-
-    # All others have α(0) = 1 and so σ(0) = SIGMA_MIN; at t = 1, these two have α² + σ² = 1 +
-    # SIGMA_MIN², and the last two have σ = 1.
-    vp = {"alpha_min": ((1 + SIGMA_MIN**2) / (1 + SIGMA_MAX**2)) ** 0.5, "sigma_min": SIGMA_MIN}
-    flow = {"alpha_min": 1 / SIGMA_MAX, "sigma_min": SIGMA_MIN}
-    return {
-        "VE": noise.VESchedule(sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX),
-        "VP": noise.VPSchedule(**vp),
-        "cosine": noise.CosineSchedule(**vp),
-        "rectified": noise.RectifiedSchedule(**flow),
-        "decay": noise.DecaySchedule(**flow),
-    }
-
-
-AZULA_GRIDS = ("VE", "VP", "cosine", "rectified", "decay")
-
-
-class _Levels:
-    """An explicit grid as a schedule of azula: ``α = 1``, and ``σ`` by the number of the step."""
-
-    def __init__(self, sigmas: Array) -> None:
-        self.sigmas = torch.from_numpy(np.array(sigmas, dtype=np.float64))
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        index = ((1 - t) * (len(self.sigmas) - 1)).round().long()
-        return torch.ones_like(t), self.sigmas[index]
-
-
-class _AzulaDenoiser:
-    """A denoiser as azula's samplers call it."""
-
-    def __init__(self, denoiser: Model, schedule: Schedule) -> None:
-        self.denoiser = denoiser
-        self.schedule = schedule
-
-    def __call__(self, x: Tensor, t: Tensor) -> Any:  # noqa: ANN401
-        from azula.denoise import DiracPosterior
-
-        alpha, sigma = self.schedule(t)
-        return DiracPosterior(self.denoiser(x / alpha, sigma / alpha))
-
-
-def _azula(
-    denoiser: Model,
-    x_hat: Tensor,
-    grid: Grid,
-    n_steps: int,
-    *,
-    sampler: str,
-    **options: Any,  # noqa: ANN401
-) -> Tensor:
-    """Solve by a sampler of azula, in the time and scaling of the schedule."""
-    from azula import sample
-
-    schedule = _azula_schedules()[grid] if isinstance(grid, str) else _Levels(grid)
-    run = getattr(sample, sampler)(
-        _AzulaDenoiser(denoiser, schedule),
-        start=1.0,
-        stop=0.0,
-        steps=n_steps,
-        silent=True,
-        dtype=torch.float64,
-        **options,
-    )
-    alpha, _ = schedule(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    x: Tensor = run(x_hat * alpha[0])
-    return x / alpha[1]
-
-
-def _azula_peers() -> Iterator[Peer]:
-    peer = partial(Peer, package="azula", nfe_per_step=1, grids=AZULA_GRIDS)
-    for name in ("DDIM", "Euler"):
-        yield peer(f"azula {name}", integrate=partial(_azula, sampler=f"{name}Sampler"))
-    yield peer("azula Heun", nfe_per_step=2, integrate=partial(_azula, sampler="HeunSampler"))
-    for name, order in product(("zAB", "vAB", "zEAB", "xEAB", "REAB"), (1, 2, 3, 4)):
-        integrate = partial(_azula, sampler=f"{name}Sampler", order=order)
-        yield peer(f"azula {name} {order}", integrate=integrate)
-
-
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (*_diffusers_peers(), *_azula_peers())}
