@@ -4,7 +4,7 @@ from . import distributions, grids
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise
 from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, Noise, Velocity
-from .denoisers import EDMDenoiser
+from .denoisers import Conditioned, EDMDenoiser, FixedBatch
 from .digits import load_digits_denoiser
 from .distributions import Empirical, Gaussian, GaussianMixture, Product
 from .equidistribute import Pilot, equidistribute, run_pilot
@@ -18,6 +18,7 @@ from .solution import Solution, SolveError, Stats
 from .solvers import tableaus
 from .solvers.adams import Adams
 from .solvers.bayesian import BayesianAdams, Prior
+from .solvers.control import Controller
 from .solvers.exponential import DPMSinglestep, ExponentialRK, ExponentialTableau
 from .solvers.langevin import PredictorCorrector
 from .solvers.published import IPNDM, DPMMultistep, GradientEstimation, UniPC
@@ -26,6 +27,7 @@ from .solvers.rk import RungeKutta
 from .solvers.scheme import Scheme
 from .solvers.stochastic import Churn, EulerMaruyama, ReverseDiffusion
 from .solvers.tableaus import Tableau
+from .solvers.variable_adams import VariableAdams
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,8 @@ __all__ = [
     "AffineSDE",
     "BayesianAdams",
     "Churn",
+    "Conditioned",
+    "Controller",
     "Coordinates",
     "CosineVP",
     "DPMMultistep",
@@ -49,6 +53,7 @@ __all__ = [
     "ExponentialRK",
     "ExponentialTableau",
     "FittedGrid",
+    "FixedBatch",
     "ForwardSDE",
     "Gaussian",
     "GaussianMixture",
@@ -81,6 +86,7 @@ __all__ = [
     "SubVP",
     "Tableau",
     "UniPC",
+    "VariableAdams",
     "Velocity",
     "distributions",
     "equidistribute",

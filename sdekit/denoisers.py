@@ -10,10 +10,19 @@ import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["EDMDenoiser", "known_sigma_data", "trained_range"]
+__all__ = [
+    "Conditioned",
+    "EDMDenoiser",
+    "FixedBatch",
+    "known_sigma_data",
+    "model_of",
+    "trained_range",
+]
 
 
 def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
@@ -37,9 +46,96 @@ def known_sigma_data(denoiser: Callable[..., Tensor]) -> float | None:
 
 
 def _unwrap(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    while isinstance(denoiser, functools.partial):
+    while isinstance(denoiser, functools.partial | Conditioned | FixedBatch):
         denoiser = denoiser.func
     return denoiser
+
+
+class Conditioned:
+    """A denoiser with conditioning that differs from sample to sample.
+
+    Where steps are adaptive, samples that have arrived leave the batch, and their conditioning has to
+    leave with them: ``functools.partial`` cannot do that.
+
+    Args:
+        func: ``(x_hat, sigma, **conditioning) -> x0_hat``.
+        **conditioning: Tensors with one entry per sample, ``(B, …)``.
+
+    Raises:
+        TypeError: If something else than a tensor is given; ``functools.partial`` fixes what is the
+            same for all samples.
+    """
+
+    def __init__(self, func: Callable[..., Tensor], **conditioning: Tensor) -> None:
+        for name, value in conditioning.items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise TypeError(
+                    f"{name} is not a tensor with an entry per sample; fix what all samples share by "
+                    "functools.partial"
+                )
+        self.func = func
+        self.conditioning = conditioning
+
+    def rows(self, samples: NDArray[np.int64]) -> Conditioned:
+        """Return the denoiser of some of the samples."""
+        parts = {
+            name: value[torch.as_tensor(samples, device=value.device)]
+            for name, value in self.conditioning.items()
+        }
+        func = self.func.rows(samples) if hasattr(self.func, "rows") else self.func
+        return Conditioned(func, **parts)
+
+    def __call__(self, x_hat: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise ``(B, *event)`` with the conditioning of each sample.
+
+        Raises:
+            ValueError: If there is conditioning for another number of samples.
+        """
+        for name, value in self.conditioning.items():
+            if len(value) != len(x_hat):
+                raise ValueError(f"{name} is for {len(value)} samples, the batch has {len(x_hat)}")
+        return self.func(x_hat, sigma, **self.conditioning)
+
+
+class FixedBatch:
+    """A denoiser that is only ever called on batches of one size.
+
+    The matrix products of a network may round differently for another number of rows. Cut into
+    batches of one shape, the last filled up with copies, a sample's result does not depend on how many
+    others there are.
+
+    Args:
+        func: ``(x_hat, sigma) -> x0_hat``.
+        size: Samples of a call.
+
+    Raises:
+        ValueError: If ``size`` is not positive.
+    """
+
+    def __init__(self, func: Callable[..., Tensor], size: int) -> None:
+        if size < 1:
+            raise ValueError(f"size = {size}; it must be at least 1")
+        self.func = func
+        self.size = size
+
+    def __call__(self, x_hat: Tensor, sigma: float | Tensor, **conditioning: Tensor) -> Tensor:
+        """Denoise ``(B, *event)`` in calls of ``size`` samples."""
+        sigma = _per_sample(sigma, x_hat)
+        parts = []
+        for first in range(0, len(x_hat), self.size):
+            rows = torch.arange(first, first + self.size, device=x_hat.device)
+            rows = rows.clamp(max=len(x_hat) - 1)
+            fixed = {name: value[rows] for name, value in conditioning.items()}
+            parts.append(self.func(x_hat[rows], sigma[rows], **fixed))
+        return torch.cat(parts)[: len(x_hat)]
+
+
+def model_of(
+    model: Callable[..., Tensor], samples: NDArray[np.int64] | None
+) -> Callable[..., Tensor]:
+    """Return the model of some samples of a batch, if it knows one from the other."""
+    rows = None if samples is None else getattr(model, "rows", None)
+    return model if rows is None else rows(samples)
 
 
 class EDMDenoiser(nn.Module):

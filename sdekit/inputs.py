@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .coordinates import Native
-from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
+from .sde import ForwardSDE, Model, ProbabilityFlow, ReverseSDE
 from .solvers.registry import Solver, methods
 from .solvers.view import Problem, View
 
@@ -76,7 +78,7 @@ def default_method(*, flow: bool, affine: bool, adaptive: bool) -> str:
         return "euler_maruyama" if affine else "euler_maruyama_t"
     if not affine:
         return "dopri5_t" if adaptive else "adams2_t"
-    return "dopri5_theta" if adaptive else "bayesian_adams"
+    return "variable_adams" if adaptive else "bayesian_adams"
 
 
 def choose_solver(
@@ -119,7 +121,22 @@ def choose_solver(
             f"{name} has no error estimate, so it cannot meet rtol; give steps=, or take "
             f"one of {', '.join(able)}"
         )
+    if not adaptive and not scheme.fixed:
+        raise ValueError(f"{name} chooses its own steps; give rtol= and at most a range")
     return solver
+
+
+def check_rows(model: Model, x: Tensor, *, per_sample: bool) -> None:
+    """Refuse conditioning per sample that cannot follow samples which leave the batch."""
+    if not per_sample or not isinstance(model, functools.partial) or len(x) < 2:
+        return
+    for name, value in model.keywords.items():
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(x):
+            raise ValueError(
+                f"{name} has an entry for each of {len(x)} samples, which leave the batch one by one "
+                f"when they have arrived; give sdekit.Conditioned(denoiser, {name}=...) instead of "
+                "functools.partial, or stepping='batch'"
+            )
 
 
 def check_tolerances(rtol: float, atol: float | None, dtype: torch.dtype) -> tuple[float, float]:

@@ -88,6 +88,7 @@ class Prepared:
     _entrance: Map = field(repr=False)
     _step: Step = field(repr=False)
     _exit: Map = field(repr=False)
+    _checkpoint: bool = field(repr=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Solve from ``x`` at ``grid[0]``, ``(B, *event)``; return the state at ``grid[-1]``.
@@ -112,6 +113,7 @@ class Prepared:
             save=False,
             progress=False,
             repeatable=True,
+            checkpoint=self._checkpoint,
         )
         return self._exit(state)
 
@@ -126,6 +128,7 @@ def prepare(
     times: ArrayLike | None = None,
     ending: str = "stop",
     sigma_data: float | None = None,
+    checkpoint: bool = False,
 ) -> Prepared:
     """Prepare a solve on a fixed grid, to be called many times, compiled or captured.
 
@@ -143,6 +146,7 @@ def prepare(
         times: Explicit times.
         ending: How the data are reached.
         sigma_data: Standard deviation of the data.
+        checkpoint: Whether gradients take steps again instead of keeping what they computed.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -173,4 +177,5 @@ def prepare(
         view.entrance(grid[0], unscaled=scheme.unscaled),
         scheme.prepare(view, grid, IndependentNoise(None), ending),
         view.exit(grid[-1:], unscaled=scheme.unscaled),
+        checkpoint,
     )

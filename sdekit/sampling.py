@@ -12,18 +12,16 @@ from torch import Tensor
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
-from .inputs import (
-    check_tolerances,
-    named_solver,
-)
+from .inputs import check_rows, check_tolerances, named_solver
 from .prepared import set_up
 from .sde import Model
 from .solution import Solution, SolveError, Stats
-from .solvers.adaptive import AdaptiveRK
+from .solvers.dense import Dense
 from .solvers.fixed import integrate_fixed
+from .solvers.march import Tolerances
 from .solvers.registry import Solver
-from .solvers.rk import RungeKutta
-from .solvers.view import AffineView, Problem, View
+from .solvers.view import Problem
+from .stepping import solve_adaptively
 
 Array = NDArray[np.float64]
 
@@ -43,7 +41,10 @@ def solve(
     seed: int | Sequence[int] | None = None,
     noise: NoiseSource | None = None,
     trajectory: bool = False,
+    dense: bool = False,
+    stepping: str = "sample",
     max_nfe: int = 100_000,
+    checkpoint: bool = False,
     progress: bool = False,
 ) -> Solution:
     """Solve a probability flow or a reverse SDE.
@@ -60,7 +61,7 @@ def solve(
         x: State of the process at the grid's first point, ``(B, *event)``, float32 or float64; the
             solve keeps its dtype and device.
         method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
-            known: ``"bayesian_adams"`` on a fixed grid, ``"dopri5_theta"`` with a tolerance,
+            known: ``"bayesian_adams"`` on a fixed grid, ``"variable_adams"`` with a tolerance,
             ``"euler_maruyama"`` for a reverse SDE; for a general SDE ``"adams2_t"``, ``"dopri5_t"``
             and ``"euler_maruyama_t"``.
         steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
@@ -79,8 +80,17 @@ def solve(
             which is counted and, with ``steps``, taken off them. A wrong value costs accuracy only.
         seed: Seed of the noise of a stochastic method, or one seed per sample.
         noise: Source of noise, instead of a seed.
-        trajectory: Whether to keep the states at all grid points.
+        trajectory: Whether to keep the states at all grid points; steps that are adaptive do not
+            stop there, but are interpolated.
+        dense: Whether to keep what gives the states at any level that adaptive steps have passed,
+            in ``solution.dense``.
+        stepping: Who shares adaptive steps: ``"sample"``, nobody, so that a sample's result does not
+            depend on its batch, and samples that have arrived are not evaluated again (conditioning
+            then goes into `sdekit.Conditioned`); or ``"batch"``, everyone.
         max_nfe: Budget of network evaluations per sample of an adaptive solve.
+        checkpoint: Whether gradients take steps again, a few times, instead of keeping what all of
+            them computed: memory then does not grow with the number of steps. Adaptive steps are
+            searched without gradients and taken once more, which is not counted.
         progress: Whether to show a progress bar after two seconds.
 
     Returns:
@@ -93,7 +103,12 @@ def solve(
     """
     if seed is not None and noise is not None:
         raise TypeError("got seed and noise; the noise has its own seed, give one of them")
-    adaptive = rtol is not None
+    if stepping not in ("sample", "batch"):
+        raise ValueError(f"stepping = {stepping!r}; it must be 'sample' or 'batch'")
+    if rtol is None and (dense or stepping == "batch"):
+        raise ValueError("dense= and stepping= are about adaptive steps; give rtol=")
+    if rtol is not None and checkpoint and (dense or trajectory):
+        raise ValueError("checkpoint=True keeps no states between; leave dense and trajectory out")
     solver, view, grid, calls = set_up(
         problem,
         x,
@@ -101,46 +116,53 @@ def solve(
         steps=steps,
         sigmas=sigmas,
         times=times,
-        adaptive=adaptive,
+        adaptive=rtol is not None,
         ending=ending,
         sigma_data=sigma_data,
     )
-    unscaled = solver.scheme.unscaled and not adaptive
-    u = view.entrance(grid[0], unscaled=unscaled)(x)
+    output: Dense | None = None
+    stopped = np.array([])
     if rtol is not None:
-        tolerances = check_tolerances(rtol, atol, x.dtype)
-        states, loop = _adaptive(
+        check_rows(problem.model, x, per_sample=stepping == "sample")
+        to_data = grid[-1] == 0 and view.symbol == "σ"
+        output = Dense(view, x, (grid[0], grid[-2 if to_data else -1])) if dense else None
+        solved = solve_adaptively(
+            solver.scheme,
             view,
-            solver,
-            u,
+            x,
             grid,
-            *tolerances,
+            Tolerances(*check_tolerances(rtol, atol, x.dtype)),
             ending=ending,
             max_nfe=max_nfe,
-            save=trajectory,
+            per_sample=stepping == "sample",
+            trajectory=trajectory,
+            dense=output,
+            checkpoint=checkpoint,
             progress=progress,
         )
-        work = loop.progress
-        stats = Stats(int(work.steps.max(initial=0)), work.nfe + calls, int(work.rejected.sum()))
-        stopped = np.flatnonzero(work.exhausted)
+        final, path, work = solved.x, solved.trajectory, solved.work
+        nfe = np.broadcast_to(work.nfe + calls, len(x))
+        stats = Stats(int(work.steps.max(initial=0)), nfe, int(work.rejected.sum()))
+        stopped = np.flatnonzero(np.broadcast_to(work.exhausted, len(x)))
     else:
+        unscaled = solver.scheme.unscaled
         source = IndependentNoise(seed) if noise is None else noise
-        step = solver.scheme.prepare(view, grid, source, ending)
         us = integrate_fixed(
-            step,
-            u,
+            solver.scheme.prepare(view, grid, source, ending),
+            view.entrance(grid[0], unscaled=unscaled)(x),
             grid,
             view.symbol,
             save=trajectory,
             progress=progress,
             repeatable=not solver.scheme.stochastic,
+            checkpoint=checkpoint,
         )
         levels = grid[-len(us) :, None]
         states = [
             view.exit(level, unscaled=unscaled)(v) for v, level in zip(us, levels, strict=True)
         ]
+        final, path = states[-1], torch.stack([x, *states]) if trajectory else None
         stats = Stats(len(grid) - 1, np.full(len(x), view.nfe + calls))
-        stopped = np.array([])
     outcome: dict[str, str] = {}
     if len(stopped):
         outcome = {
@@ -150,56 +172,14 @@ def solve(
             "max_nfe or loosen rtol.",
         }
     return Solution(
-        x=states[-1],
+        x=final,
         nfe=int(stats.nfe_per_sample.max(initial=0)),
         grid=grid,
-        trajectory=torch.stack([x, *states]) if trajectory else None,
+        trajectory=path,
+        dense=output,
         stats=stats,
         **outcome,
     )
-
-
-def _adaptive(
-    view: View,
-    solver: Solver,
-    u: Tensor,
-    grid: Array,
-    rtol: float,
-    atol: float,
-    *,
-    ending: str,
-    max_nfe: int,
-    save: bool,
-    progress: bool,
-) -> tuple[list[Tensor], AdaptiveRK]:
-    """Run the adaptive loop from grid point to grid point, then the denoising step if any.
-
-    Returns:
-        The process's final state, after those at the grid points before it if they are to be
-        saved, and the loop. A sample whose budget is used up stays where it was, at the scale of
-        the process there.
-    """
-    assert isinstance(solver.scheme, RungeKutta)
-    ends_in_data = isinstance(view, AffineView) and grid[-1] == 0
-    tau = view.tau(grid[:-1] if ends_in_data else grid)
-    loop = AdaptiveRK(
-        view, solver.scheme.tableau, rtol=rtol, atol=atol, max_nfe=max_nfe, start=tau[0], u=u
-    )
-    states = []
-    for end in tau[1:]:
-        loop.advance(float(end), progress=progress)
-        if save:
-            states.append(loop.state())
-    last = states[-1] if states else loop.state()
-    if not (isinstance(view, AffineView) and ends_in_data):
-        return states or [last], loop
-    arrived = np.flatnonzero(~loop.progress.exhausted)
-    if len(arrived):
-        rows = torch.as_tensor(arrived, device=u.device)
-        end = view.ending(ending, grid[-2], unscaled=False)(loop.u[rows])
-        last = last.index_copy(0, rows, view.exit(np.zeros(1), unscaled=False)(end))
-        loop.progress.nfe[arrived] += 1
-    return [*states, last], loop
 
 
 @torch.no_grad()

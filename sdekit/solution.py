@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
@@ -37,6 +38,8 @@ class Solution:
         nfe: Network function evaluations, counted at the denoiser (the largest count of a sample).
         grid: Noise levels (times, for a general SDE) of the trajectory, float64.
         trajectory: States at ``grid``, ``(len(grid), B, *event)``, if it was asked for.
+        dense: States at any level that the solve has passed, ``dense(levels)``, if asked for; see
+            `sdekit.solvers.dense.Dense`.
         stats: Work done.
         status: ``"success"``, or ``"max_nfe"`` if the budget ran out on the way.
         message: A sentence on the status and, where it helps, on what to do.
@@ -47,5 +50,6 @@ class Solution:
     grid: NDArray[np.float64] = field(repr=False)
     stats: Stats
     trajectory: Tensor | None = field(default=None, repr=False)
+    dense: Callable[[ArrayLike], Tensor] | None = field(default=None, repr=False)
     status: str = "success"
     message: str = "The solve reached the end of its grid."

@@ -239,6 +239,7 @@ PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("mixture2d", "mixture16d", "digits"),
     "ode": tuple(PROBLEMS),
+    "adaptive": tuple(PROBLEMS),
 }
 
 

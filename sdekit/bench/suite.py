@@ -6,18 +6,14 @@ where it was, and runs on disjoint problems may share a folder.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,6 +25,7 @@ from ..scale import fit_solver
 from ..solution import SolveError
 from ..solvers.registry import Solver, grid_name, methods
 from ..spacing import Grid
+from .cells import CellStore
 from .peers import PEERS, Peer
 from .problems import (
     PROCESS,
@@ -38,7 +35,6 @@ from .problems import (
     Problem,
     make_problem,
     rms,
-    solve_reference,
 )
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 120)
@@ -97,7 +93,7 @@ class SuiteCell:
         return self.problem, self.group, self.method, self.grid, self.budget
 
 
-class SuiteStore:
+class SuiteStore(CellStore[SuiteCell]):
     """The cells of a folder, one line each, and the reference solutions.
 
     Args:
@@ -106,36 +102,7 @@ class SuiteStore:
     """
 
     def __init__(self, folder: Path, config: SuiteConfig) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        what = f"{config.samples} {config.seed} {SIGMA_MAX} {SIGMA_MIN}"
-        self.folder, self.tag = folder, hashlib.sha256(what.encode()).hexdigest()[:8]
-        self.cells: dict[tuple[str, str, str, str, int], SuiteCell] = {}
-        for path in sorted(folder.glob(f"cells-{self.tag}*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    cell = SuiteCell(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue  # the last line of a run that was killed
-                self.cells[cell.key] = cell
-
-    def add(self, cell: SuiteCell) -> None:
-        """Keep a cell, now and on disk."""
-        self.cells[cell.key] = cell
-        path = self.folder / f"cells-{self.tag}-{cell.problem}.jsonl"
-        with path.open("ab+") as file:
-            # A run that was killed may have left half a line.
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    file.write(b"\n")
-            file.write((json.dumps(asdict(cell)) + "\n").encode())
-
-    def reference(self, problem: Problem) -> Tensor:
-        """Final states of a problem, computed once."""
-        path = self.folder / f"reference-{self.tag}-{problem.name}.safetensors"
-        if not path.exists():
-            save_file({"x": solve_reference(problem).x.contiguous()}, path)
-        return load_file(path)["x"]
+        super().__init__(folder, SuiteCell, samples=config.samples, seed=config.seed)
 
 
 def run_suite(config: SuiteConfig, folder: Path, *, progress: bool = False) -> list[SuiteCell]:

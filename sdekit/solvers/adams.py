@@ -54,19 +54,38 @@ def lagrange_integrals(
     if nodes.tau.shape[1] == 1:  # to the last bit, also in one step over the whole range
         difference: Array = coordinates.clock(end) - coordinates.clock(begin)
         return difference[:, None]
+    x, w = clock_quadrature(coordinates, begin, end)
+    basis = _lagrange(nodes.tau, x)
+    if w.ndim == 3:
+        integrals: Array = np.einsum("nqd,nqk->nkd", w, basis, optimize=True)
+        return integrals
+    return np.asarray(np.einsum("nq,nqk->nk", w, basis))
+
+
+def clock_quadrature(coordinates: Coordinates, begin: Points, end: Points) -> tuple[Array, Array]:
+    """Return nodes ``τ_q`` and weights of ``∫ f(τ) dW = Σ_q w_q f(τ_q)`` from ``begin`` to ``end``.
+
+    Quadrature is in ``τ`` itself where it is the clock, and exact for polynomials of degree 31; else
+    it is in ``λ = −log σ``, on panels of length 1 at most.
+
+    Args:
+        coordinates: The coordinates.
+        begin: Where the intervals begin, ``(n,)``.
+        end: Where they end, ``(n,)``.
+
+    Returns:
+        Nodes ``(n, q)``, and weights of the same shape, or ``(n, q, d)`` in coordinates with a frame.
+    """
     if coordinates.has_own_clock:
-        x, w = _quadrature(begin.tau, end.tau, panels=1)
-        exact: Array = np.einsum("nq,nqk->nk", w, _lagrange(nodes.tau, x))
-        return exact
+        return _quadrature(begin.tau, end.tau, panels=1)
     lam_begin, lam_end = -np.log(begin.sigma), -np.log(end.sigma)
     panels = max(1, int(np.ceil(np.abs(lam_end - lam_begin).max())))
     lam, w = _quadrature(lam_begin, lam_end, panels)
     sigma = np.exp(-lam)
     rate = coordinates.clock_rate(sigma.ravel())
     density = -w[..., None] * sigma[..., None] * rate.reshape(*sigma.shape, -1)
-    basis = _lagrange(nodes.tau, coordinates.tau(sigma.ravel()).reshape(sigma.shape))
-    integrals: Array = np.einsum("nqd,nqk->nkd", density, basis, optimize=True)
-    return integrals if rate.ndim == 2 else integrals[..., 0]
+    tau = coordinates.tau(sigma.ravel()).reshape(sigma.shape)
+    return tau, density if rate.ndim == 2 else density[..., 0]
 
 
 def _quadrature(begin: Array, end: Array, panels: int) -> tuple[Array, Array]:

@@ -26,6 +26,7 @@ from .published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .registry import Method, Solver
 from .rk import RungeKutta
 from .stochastic import Churn, EulerMaruyama, ReverseDiffusion
+from .variable_adams import VariableAdams
 
 _TABLEAUS = {
     "euler": (tableaus.EULER, "Euler 1768"),
@@ -81,6 +82,11 @@ def one_step() -> Iterator[Method]:
         ("etd_rk4", etd_rk4(), LogData(), log, "Krogstad 2005"),
     ):
         yield Method(name, Solver(ExponentialRK(tableau), coordinates, grid), source)
+    for name, pair in (
+        ("dpm_adaptive_12", ExponentialRK(dpm_solver_2(), dpm_solver_1())),
+        ("dpm_adaptive_23", ExponentialRK(dpm_solver_3(), dpm_solver_2(1 / 3))),
+    ):
+        yield Method(name, Solver(pair, LogNoise(), log), f"{_LU_A}, app. C")
     for group in (2, 3):
         yield Method(
             f"dpmpp_singlestep_{group}",
@@ -168,6 +174,17 @@ def own() -> Iterator[Method]:
             f"adams{k}",
             Solver(Adams(k, corrector=True), Preconditioned(), balanced),
             "sdekit, after Hairer, Nørsett & Wanner 1993, III.5",
+        )
+    for name, coordinates, grid in (
+        ("variable_adams", Preconditioned(), balanced),
+        ("variable_adams_t", Native(), uniform_t),
+    ):
+        yield Method(
+            name,
+            Solver(VariableAdams(), coordinates, grid),
+            "sdekit, after Shampine & Gordon 1975, ch. 5–7; the default with a tolerance"
+            if name == "variable_adams"
+            else "Shampine & Gordon 1975, ch. 5–7",
         )
     yield Method(
         "adams2_t",

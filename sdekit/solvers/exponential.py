@@ -19,8 +19,9 @@ from typing import TypeAlias
 import numpy as np
 
 from ..coordinates import Coordinates, LogData, LogNoise, Points
+from .control import Controller
 from .linear import Line, LinearScheme, Plan
-from .rk import one_step_plan
+from .rk import Formulas, OneStep
 from .scheme import Array
 
 # A sum of terms (coefficient, k, c), each coefficient · φ_k(c z).
@@ -241,33 +242,58 @@ def _sign(coordinates: Coordinates) -> float:
     )
 
 
-class ExponentialRK(LinearScheme):
+# DPM-Solver adaptive steps as k-diffusion does: Lu et al. 2022a, app. C, with safety 0.9.
+_LU = Controller(0.0, 1.0, safety=0.9, shrink=0.1)
+
+
+class ExponentialRK(OneStep):
     """An exponential Runge–Kutta scheme, in `LogData` or `LogNoise`.
 
     Args:
         tableau: Its coefficients.
+        embedded: A tableau of lower order whose stages are among the first of ``tableau``: the
+            difference of the two results estimates the error, so that steps can be adaptive.
+
+    Raises:
+        ValueError: If the stages of ``embedded`` are others.
     """
 
     affine_only = True
+    controller = _LU
 
-    def __init__(self, tableau: ExponentialTableau) -> None:
-        self.tableau = tableau
+    def __init__(
+        self, tableau: ExponentialTableau, embedded: ExponentialTableau | None = None
+    ) -> None:
+        self.tableau, self.embedded = tableau, embedded
         self.order = tableau.order
         self.nfe_per_step = tableau.stages
+        if embedded is not None:
+            n = embedded.stages
+            if (embedded.c, embedded.a) != (tableau.c[:n], tableau.a[: n - 1]):
+                raise ValueError(
+                    "the stages of the embedded tableau must be the first of the other"
+                )
+            self.adaptive, self.error_order = True, embedded.order
 
-    def plan(self, coordinates: Coordinates, grid: Points) -> Plan:
-        """Write down the steps of a grid.
+    def formulas(self, coordinates: Coordinates, start: Points, end: Points) -> Formulas:
+        """Rows of the tableau.
 
         Raises:
             ValueError: If the coordinates are others.
         """
-        sign = _sign(coordinates)
-        start, end = Points(*(v[:-1] for v in grid)), Points(*(v[1:] for v in grid))
-        step = end.tau - start.tau
-        inner = [coordinates.at_tau(start.tau + c * step) for c in self.tableau.c[1:]]
+        z = _sign(coordinates) * (end.tau - start.tau)
+        inner = [
+            coordinates.at_tau(start.tau + c * (end.tau - start.tau)) for c in self.tableau.c[1:]
+        ]
         clocks = [coordinates.clock(p) - coordinates.clock(start) for p in (*inner, end)]
-        rows = self.tableau.weights(sign * step, clocks)
-        return one_step_plan([start, *inner], end, rows)
+        rows = self.tableau.weights(z, clocks)
+        if self.embedded is None:
+            return Formulas([start, *inner], rows)
+        lower_clocks = [*clocks[: self.embedded.stages - 1], clocks[-1]]
+        lower = self.embedded.weights(z, lower_clocks)[-1]
+        error = {j: w - lower.get(j, 0.0) for j, w in rows[-1].items()}
+        error |= {j: -w for j, w in lower.items() if j not in error}
+        return Formulas([start, *inner], rows, [error])
 
 
 class DPMSinglestep(LinearScheme):

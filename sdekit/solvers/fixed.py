@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..checkpoint import Carry, checkpointed
 from ..solution import SolveError
+from .linear import Runner, traced
 from .scheme import Array, Step
 
 
@@ -22,6 +24,7 @@ def integrate_fixed(
     save: bool,
     progress: bool,
     repeatable: bool,
+    checkpoint: bool = False,
 ) -> list[Tensor]:
     """Integrate over a grid; no value of a tensor is read by the host inside the loop.
 
@@ -34,42 +37,88 @@ def integrate_fixed(
         progress: Whether to show a progress bar once the loop has run for two seconds.
         repeatable: Whether the same steps can be taken again, so that no step has to be checked
             before one is known to have failed.
+        checkpoint: Whether gradients take steps again instead of keeping what they computed.
 
     Returns:
         The final state, after the states before it if they were kept.
 
     Raises:
+        ValueError: If ``checkpoint`` is asked for with a method that draws noise, or compiled.
         SolveError: If a state is not finite. A NaN or an infinity survives in the sums of a sample
-            up to the end, where they are read; a compiled or captured loop does without.
+            up to the end, where they are read; a loop that is compiled, captured or transformed by
+            ``torch.func`` does without.
     """
+    if checkpoint:
+        _check_replayable(step)
 
-    def loop(u: Tensor, checked: Collection[int]) -> tuple[list[Tensor], list[Tensor]]:
+    def solve(
+        u: Tensor, checked: Collection[int], *, replayed: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         states, sums = [], [_sums(u)] if -1 in checked else []
         # tqdm only where it is asked for: it costs as much as a step of small states.
-        rounds: Iterable[int] = range(steps)
-        if progress:
-            rounds = tqdm(rounds, total=steps, delay=2, desc="solving", leave=False)
-        for n in rounds:
-            u = step(n, u)
+        bar = tqdm(total=steps, delay=2, desc="solving", leave=False) if progress else None
+
+        def note(n: int, u: Tensor) -> None:
             if n in checked:
                 sums.append(_sums(u))
             if n == steps - 1:
                 states.append(u)
             elif save:  # a scheme may write its next state where it wrote this one
                 states.append(u if torch.is_grad_enabled() else u.clone())
+            if bar is not None:
+                bar.update()
+
+        if replayed:
+            assert isinstance(step, Runner)
+            _replay(step, u, steps, note)
+        else:
+            for n in range(steps):
+                u = step(n, u)
+                note(n, u)
+        if bar is not None:
+            bar.close()
         return states, sums
 
     steps = len(grid) - 1
-    if torch.compiler.is_compiling() or _capturing(u):
-        return loop(u, ())[0]
+    replayed = checkpoint and torch.is_grad_enabled()
+    if traced() or _capturing(u):
+        return solve(u, (), replayed=replayed)[0]
     # The last step may be a denoising one, and a denoiser may hide what came before.
-    states, sums = loop(u, (steps - 2, steps - 1) if repeatable else range(-1, steps))
+    checked = (steps - 2, steps - 1) if repeatable else range(-1, steps)
+    states, sums = solve(u, checked, replayed=replayed)
     if np.isfinite(torch.stack(sums).numpy(force=True)).all():
         return states
     if repeatable:
-        _, sums = loop(u, range(-1, steps))
+        with torch.no_grad():
+            _, sums = solve(u, range(-1, steps))
     _raise_if_not_finite(torch.stack(sums).numpy(force=True), grid, symbol)
     raise SolveError("the final state is not finite; solving again, it was: the denoiser varies")
+
+
+def _replay(runner: Runner, u: Tensor, steps: int, note: Callable[[int, Tensor], None]) -> None:
+    """Take steps that gradients take again, and note the state after each the first time."""
+    noting: Callable[[int, Tensor], None] | None = note
+
+    def segment(carry: Carry, first: int, last: int) -> Carry:
+        for n in range(first, last):
+            carry = runner.advance(n, carry)
+            if noting is not None:
+                noting(n, carry[0])
+        return carry
+
+    checkpointed(segment, (u,), steps)
+    noting = None  # the graph holds the segment: it must not hold its own results through it
+
+
+def _check_replayable(step: Step) -> None:
+    """Refuse steps that cannot be taken again."""
+    if torch.compiler.is_compiling():
+        raise ValueError("a loop with checkpoint=True cannot be compiled; compile the denoiser")
+    if not isinstance(step, Runner):
+        raise ValueError(
+            "checkpoint=True needs a deterministic method, whose steps can be taken again; this one "
+            "draws noise"
+        )
 
 
 def _sums(u: Tensor) -> Tensor:

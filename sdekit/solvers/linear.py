@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..brownian import NoiseSource
+from ..checkpoint import Carry
 from ..coordinates import Coordinates, Points
-from .scheme import Array, Scheme, Step
-from .view import Coefficient, Evaluation, View
+from .scheme import Array, Scheme
+from .view import AffineView, Coefficient, Evaluation, Map, View
 
 Weights: TypeAlias = Mapping[int, float | Array]
 
@@ -65,9 +66,19 @@ class LinearScheme(Scheme):
     def plan(self, coordinates: Coordinates, grid: Points) -> Plan:
         """Write down the steps of a grid."""
 
-    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Runner:
         """Prepare the steps of a grid."""
-        return run(view, self.plan(view.coordinates, view.coordinates.at(grid)))
+        return Runner(view, self.plan(view.coordinates, view.coordinates.at(grid)))
+
+    def prepare(
+        self, view: View, grid: Array, noise: NoiseSource, ending: str = "denoise"
+    ) -> Runner:
+        """Prepare all steps of a grid."""
+        if not (isinstance(view, AffineView) and grid[-1] == 0):
+            return self.stepper(view, grid, noise)
+        points = view.coordinates.at(grid[:-1])
+        plan = self.plan(view.coordinates, points) if len(grid) > 2 else Plan(points, [])
+        return Runner(view, plan, view.ending(ending, grid[-2], unscaled=True))
 
 
 class _Update(NamedTuple):
@@ -91,34 +102,86 @@ class _Segment(NamedTuple):
 _RAW = -1
 
 
-def run(view: View, plan: Plan) -> Step:
-    """Prepare the steps of a plan.
+class Runner:
+    """The steps of a plan, and the step to ``σ = 0`` that may come after them.
 
-    Without autograd the state, the trial and the slopes that are still needed live in buffers that
-    are allocated once: the tensor that a denoiser is given is overwritten later.
+    Called as a `Step` it keeps what the next steps need. Without autograd the state, the trial and
+    the slopes live in buffers that are allocated once: the tensor that a denoiser is given is
+    overwritten later. `advance` keeps nothing.
+
+    Args:
+        view: The problem.
+        plan: The steps.
+        end: The step to ``σ = 0``, from the state ``x̂``.
     """
-    steps, count = _compile(view, plan)
-    trials = any(not u.accept for segments in steps for s in segments for u in s.updates)
-    reuse = False
-    latest = accepted = trial = view.like
-    slots: list[Tensor | None] = []
 
-    def step(n: int, z: Tensor) -> Tensor:
-        nonlocal latest, accepted, trial, slots, reuse
+    def __init__(self, view: View, plan: Plan, end: Map | None = None) -> None:
+        self._view, self._end = view, end
+        self._steps, self._kept, self._count = _compile(view, plan)
+        self._trials = any(not u.accept for step in self._steps for s in step for u in s.updates)
+        self._reuse = False
+        self._latest = self._accepted = self._trial = view.like
+        self._slots: list[Tensor] = []
+
+    def __call__(self, n: int, z: Tensor) -> Tensor:
+        """Take step ``n`` from the state that the step before returned, or another in its place."""
+        if n == len(self._steps) and self._end is not None:
+            return self._end(z)
         if n == 0:
-            reuse = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            slots, accepted, trial = [None] * (count + 1), z, z
-            if reuse:
-                # Not inference tensors, even in inference mode: theirs have no version, which
-                # tells whether a denoiser writes to the state.
-                with torch.inference_mode(False):
-                    slots = [*(torch.empty_like(z) for _ in range(count)), None]
-                    accepted = torch.empty_like(z)
-                    trial = torch.empty_like(z) if trials else accepted
-        if n == 0 or z is not latest:  # not the state that the last step returned
-            latest = accepted = accepted.copy_(z) if reuse else z
-        for at, slot, updates in steps[n]:
-            denoised = view.evaluate(latest, at)
+            self._begin(z)
+        if n == 0 or z is not self._latest:
+            self._latest = self._accepted = self._accepted.copy_(z) if self._reuse else z
+        self._latest, self._accepted = self._take(
+            n, self._latest, self._accepted, self._trial, self._slots, reuse=self._reuse
+        )
+        if n == len(self._steps) - 1:  # nothing is kept for the next solve but what is returned
+            self._slots, self._accepted, self._trial = [], self._latest, self._latest
+        return self._latest
+
+    def advance(self, n: int, carry: Carry) -> Carry:
+        """Take step ``n`` from all that it depends on: the first step from ``(z,)``.
+
+        Returns:
+            The state, and what else the steps after it need.
+        """
+        latest, *rest = carry
+        if n == len(self._steps) and self._end is not None:
+            return (self._end(latest),)
+        accepted, *slopes = rest or [latest]
+        slots = self._empty()
+        for slot, slope in zip(self._kept[n], slopes, strict=True):
+            slots[slot] = slope
+        latest, accepted = self._take(n, latest, accepted, accepted, slots, reuse=False)
+        return latest, accepted, *(slots[slot] for slot in self._kept[n + 1])
+
+    def _empty(self) -> list[Tensor]:
+        return [self._view.like] * (self._count + 1)
+
+    def _begin(self, z: Tensor) -> None:
+        """Make room for a solve."""
+        self._reuse = not (torch.is_grad_enabled() or traced())
+        self._slots, self._accepted, self._trial = self._empty(), z, z
+        if self._reuse:
+            # Not inference tensors, even in inference mode: theirs have no version, which tells
+            # whether a denoiser writes to the state.
+            with torch.inference_mode(False):
+                self._slots[:-1] = (torch.empty_like(z) for _ in range(self._count))
+                self._accepted = torch.empty_like(z)
+                self._trial = torch.empty_like(z) if self._trials else self._accepted
+
+    def _take(
+        self,
+        n: int,
+        latest: Tensor,
+        accepted: Tensor,
+        trial: Tensor,
+        slots: list[Tensor],
+        *,
+        reuse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Take a step of the plan; return the state it ends in, and the accepted one."""
+        for at, slot, updates in self._steps[n]:
+            denoised = self._view.evaluate(latest, at)
             if slot == _RAW:
                 slots[slot] = denoised
             else:
@@ -128,11 +191,15 @@ def run(view: View, plan: Plan) -> Step:
                 latest = _combine(accepted, update, slots, out)
                 if update.accept:
                     accepted = latest
-        if n == len(steps) - 1:  # nothing is kept for the next solve but what is returned
-            slots, accepted, trial = [], latest, latest
-        return latest
+        return latest, accepted
 
-    return step
+
+def traced() -> bool:
+    """Whether tensors stand for others, which have no memory to be read or written to yet.
+
+    So it is in ``torch.compile``, and in the transforms of ``torch.func``.
+    """
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 class _Slots:
@@ -151,6 +218,10 @@ class _Slots:
     def __getitem__(self, point: int) -> int:
         return self._of[point]
 
+    def used(self) -> list[int]:
+        """Slots of slopes that are still needed."""
+        return list(self._of.values())
+
     def used_only_in(self, point: int, n: int, i: int) -> bool:
         """Whether no line but line ``i`` of step ``n`` needs the slope."""
         return self._uses.get(point) == [(n, i)]
@@ -168,12 +239,16 @@ class _Slots:
         self._free += [slot for slot in map(self._of.pop, done) if slot != _RAW]
 
 
-def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], int]:
-    """Turn weights of ``N`` in ``u`` into weights of slopes in ``x̂``, and give slopes their slots."""
+def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], list[list[int]], int]:
+    """Turn weights of ``N`` in ``u`` into weights of slopes in ``x̂``, and give slopes their slots.
+
+    Returns:
+        The steps; the slots that are in use before each step, and after the last; the number of slots.
+    """
     form = view.linear_form(plan.points)
     evaluations = view.evaluations(plan.points, form)
     slots = _Slots(plan)
-    steps = []
+    steps, kept = [], [slots.used()]
     at_accepted = True  # whether the next slope is evaluated at the accepted state
     for n, (start, lines) in enumerate(plan.steps):
         segments: list[_Segment] = []
@@ -199,7 +274,8 @@ def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], int]:
             slots.release(n, i)
             evaluated, at_accepted = (line.target if line.evaluate else None), line.accept
         steps.append(segments)
-    return steps, slots.count
+        kept.append(slots.used())
+    return steps, kept, slots.count
 
 
 def _is_lerp(keep: Array, weights: Mapping[int, Array]) -> bool:
@@ -217,29 +293,19 @@ def _slope(denoised: Tensor, z: Tensor, state: Coefficient, out: Tensor | None) 
     return torch.add(denoised, z, alpha=state, out=out)
 
 
-def _combine(
-    z: Tensor, update: _Update, slots: Sequence[Tensor | None], out: Tensor | None
-) -> Tensor:
+def _combine(z: Tensor, update: _Update, slots: Sequence[Tensor], out: Tensor | None) -> Tensor:
     """Return ``keep z + Σ weight slots[slot]``, written to ``out`` (which may be ``z``) if given."""
-    keep = update.keep
-    total, owned = z, out is z  # owned: may be written to
     if update.lerp:
         ((slot, weight),) = update.terms
-        return torch.lerp(z, slots[slot], weight, out=out)  # type: ignore[arg-type]
-    if isinstance(keep, Tensor) or keep != 1.0:
-        total = z.mul_(keep) if owned else torch.mul(z, keep, out=out)
-        owned = True
+        return torch.lerp(z, slots[slot], weight, out=out)
+    total = z
+    if isinstance(update.keep, Tensor) or update.keep != 1.0:
+        total = torch.mul(z, update.keep, out=out)
     for slot, weight in update.terms:
-        slope = slots[slot]
-        assert slope is not None
         if isinstance(weight, Tensor):
-            args = (total, slope, weight)
-            total = total.addcmul_(slope, weight) if owned else torch.addcmul(*args, out=out)
-        elif owned:
-            total.add_(slope, alpha=weight)
+            total = torch.addcmul(total, slots[slot], weight, out=out)
         else:
-            total = torch.add(total, slope, alpha=weight, out=out)
-        owned = True
-    if not owned:  # a step that changes nothing
+            total = torch.add(total, slots[slot], alpha=weight, out=out)
+    if total is z and out is not z:  # a step that changes nothing
         total = z.clone() if out is None else out.copy_(z)
     return total

@@ -32,6 +32,7 @@ class Scheme(ABC):
         solves: ``"flow"`` for schemes of the probability flow, ``"sde"`` for the reverse SDE.
         stochastic: Whether it consumes noise.
         adaptive: Whether it carries an error estimate, and so accepts a tolerance.
+        fixed: Whether it can step through a given grid.
         affine_only: Whether it needs an affine process.
         unscaled: Whether the state it carries is the unscaled ``x̂``, not ``u``.
     """
@@ -43,6 +44,7 @@ class Scheme(ABC):
     solves: str = "flow"
     stochastic: bool = False
     adaptive: bool = False
+    fixed: bool = True
     affine_only: bool = False
     unscaled: bool = False
 

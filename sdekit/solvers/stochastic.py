@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import NoiseSource
-from .linear import run
+from .linear import Runner
 from .rk import RungeKutta
 from .scheme import Array, Scheme, Step
 from .view import AffineView, View, floats
@@ -142,7 +142,7 @@ class Churn(Scheme):
         churned = (high > low).tolist()
         inner = int(np.count_nonzero(grid[1:]))
         at = view.coordinates.at
-        flow = run(
+        flow = Runner(
             view, self.scheme.between(view.coordinates, at(high[:inner]), at(grid[1:][:inner]))
         )
         end = view.ending(ending, high[-1], unscaled=True)

@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+from . import dop853
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Tableau:
     """An explicit Butcher tableau, checked when it is made.
+
+    An interpolant gives the solution within a step from ``τ`` to ``τ + dt``,
+    ``u(τ + s dt) = u + dt Σ_j b_j(s) k_j``. The slopes ``k_j`` are, in this order: the stages; the
+    slope at the end of the step, unless the last stage is just that (``fsal``); and the extra
+    stages. It is continuously differentiable from step to step.
 
     Attributes:
         c: Stage times, one per stage, the first 0.
@@ -18,9 +28,19 @@ class Tableau:
         order: Order of the weights ``b``.
         b_error: Weights minus those of the embedded method, if there is one.
         error_order: Order of the embedded method.
+        b_error_low: Weights minus those of a second embedded method, of lower order than the first.
+            Both are over the stages: the errors are ``e = dt Σ_j w_j k_j``. With norms that are root
+            mean squares over tolerances, the error of the step is
+            ``‖e‖² / sqrt(‖e‖² + 0.01 ‖e_low‖²)`` (Hairer, Nørsett & Wanner 1993).
+        interpolant: Row ``j`` holds the coefficients of ``s, s², …`` in ``b_j(s)``, a row per slope.
+        interpolant_order: Order of the interpolant: one step's error within it is
+            ``O(dt^(order + 1))``.
+        extra: Stages that serve the interpolant only: stage time, and row over all slopes before.
 
     Raises:
-        ValueError: If shapes disagree, or ``Σ_j a_ij = c_i``, ``Σ b = 1`` or ``Σ b_error = 0`` fail.
+        ValueError: If shapes disagree; if ``Σ_j a_ij = c_i``, ``Σ b = 1`` or ``Σ b_error = 0`` fail; or
+            if the interpolant is not consistent, ``Σ_j b_j(s) = s``, or does not join values or slopes
+            of neighbouring steps.
     """
 
     c: tuple[float, ...]
@@ -29,6 +49,10 @@ class Tableau:
     order: int
     b_error: tuple[float, ...] | None = None
     error_order: int | None = None
+    b_error_low: tuple[float, ...] | None = None
+    interpolant: tuple[tuple[float, ...], ...] | None = None
+    interpolant_order: int | None = None
+    extra: tuple[tuple[float, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         stages = len(self.c)
@@ -42,8 +66,49 @@ class Tableau:
             raise ValueError("each row of a tableau must sum to its stage time c")
         if abs(sum(self.b) - 1) > 1e-12:
             raise ValueError(f"the weights of a tableau must sum to 1, not {sum(self.b)}")
-        if self.b_error is not None and abs(sum(self.b_error)) > 1e-12:
-            raise ValueError("error weights must sum to 0: both methods are consistent")
+        if self.b_error is None and self.b_error_low is not None:
+            raise ValueError("b_error_low corrects the error of b_error; give that, too")
+        for weights in (self.b_error, self.b_error_low):
+            if weights is not None and len(weights) != stages:
+                raise ValueError(f"{len(weights)} error weights for {stages} stages")
+            if weights is not None and not abs(sum(weights)) <= 1e-12:
+                raise ValueError("error weights must sum to 0: both methods are consistent")
+        if (self.interpolant is None) != (self.interpolant_order is None):
+            raise ValueError(
+                "interpolant and interpolant_order belong together; give both or neither"
+            )
+        if self.interpolant is not None:
+            self._check_interpolant(self.interpolant)
+        elif self.extra:
+            raise ValueError("extra stages serve an interpolant, but there is none")
+
+    def _check_interpolant(self, rows: tuple[tuple[float, ...], ...]) -> None:
+        """Check shapes, extra stages, consistency, and values and slopes at both ends."""
+        end = len(self.c) - 1 if self.fsal else len(self.c)  # the slope at the end of the step
+        for i, (time, row) in enumerate(self.extra, start=end + 1):
+            if len(row) != i:
+                raise ValueError(f"the row of an extra stage has {len(row)} entries for {i} slopes")
+            if not abs(sum(row) - time) <= 1e-12:
+                raise ValueError(f"the row of an extra stage must sum to its time {time}")
+        if len(rows) != self.slopes or len({len(row) for row in rows}) != 1:
+            raise ValueError(
+                f"the interpolant needs {self.slopes} rows, one per slope, of one length"
+            )
+        table = np.array(rows)
+        slopes, degree = table.shape
+        weights = np.append(self.b, np.zeros(slopes - len(self.b)))
+        conditions = {
+            "satisfy Σ_j b_j(s) = s": (table.sum(axis=0), np.eye(1, degree)[0]),
+            "have the weights b at s = 1": (table.sum(axis=1), weights),
+            "have the slope k_0 at s = 0": (table[:, 0], np.eye(slopes)[0]),
+            "have the slope at the end of the step at s = 1": (
+                table @ np.arange(1, degree + 1),
+                np.eye(slopes)[end],
+            ),
+        }
+        for condition, (value, required) in conditions.items():
+            if not np.allclose(value, required, rtol=0, atol=1e-11):
+                raise ValueError(f"the interpolant must {condition}")
 
     @property
     def stages(self) -> int:
@@ -54,6 +119,28 @@ class Tableau:
     def fsal(self) -> bool:
         """Whether the last stage is the first of the next step."""
         return len(self.a) > 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and not self.b[-1]
+
+    @property
+    def slopes(self) -> int:
+        """Slopes that the interpolant may use: of stages, of the end of the step, and extra ones."""
+        return len(self.c) + (0 if self.fsal else 1) + len(self.extra)
+
+    def weights_at(self, s: Array) -> Array:
+        """Return the weights ``b_j(s)`` of the interpolant.
+
+        Args:
+            s: Fractions of a step.
+
+        Returns:
+            One row per fraction, with one weight per slope.
+
+        Raises:
+            ValueError: If the tableau has no interpolant.
+        """
+        if self.interpolant is None:
+            raise ValueError("the tableau has no interpolant")
+        coefficients = np.array([(0.0, *row) for row in self.interpolant])
+        return np.asarray(np.polynomial.polynomial.polyval(s, coefficients.T).T, dtype=np.float64)
 
 
 def ralston(alpha: float) -> Tableau:
@@ -88,8 +175,10 @@ BOGACKI_SHAMPINE = Tableau(
     order=3,
     b_error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
     error_order=2,
+    interpolant=((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0)),
+    interpolant_order=3,  # Hermite's cubic
 )
-# Dormand & Prince (1980), with the error weights of Shampine (1986).
+# Dormand & Prince (1980), with the error weights and the interpolant of Shampine (1986).
 DORMAND_PRINCE = Tableau(
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
     a=(
@@ -112,8 +201,18 @@ DORMAND_PRINCE = Tableau(
         -1 / 60,
     ),
     error_order=4,
+    interpolant=(
+        (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
+        (0.0, 0.0, 0.0, 0.0),
+        (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
+        (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
+        (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
+        (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
+        (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
+    ),
+    interpolant_order=4,
 )
-# Tsitouras (2011).
+# Tsitouras (2011), with his interpolant.
 TSITOURAS = Tableau(
     c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
     a=(
@@ -157,57 +256,28 @@ TSITOURAS = Tableau(
         -1 / 66,
     ),
     error_order=4,
+    interpolant=(
+        (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+        (0.0, 0.1317, -0.2234, 0.1017),
+        (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+        (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+        (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+        (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+        (0.0, 1.5, -4.0, 2.5),
+    ),
+    interpolant_order=4,
 )
-# Dormand & Prince's method of order 8 with 12 stages, in the digits of Hairer, Nørsett & Wanner (1993),
-# DOP853. The error is that of their embedded method of order 5; the other one, of order 3, is not used.
-# fmt: off
+# Dormand & Prince's method of order 8, of Hairer, Nørsett & Wanner (1993); embedded are methods of
+# order 5 and 3.
 DOP853 = Tableau(
-    c=(
-        0.0, 0.05260015195876773, 0.0789002279381516, 0.1183503419072274, 0.2816496580927726,
-        0.3333333333333333, 0.25, 0.3076923076923077, 0.6512820512820513, 0.6, 0.8571428571428571,
-        1.0,
-    ),
-    a=(
-        (0.05260015195876773,),
-        (0.0197250569845379, 0.0591751709536137),
-        (0.02958758547680685, 0.0, 0.08876275643042054),
-        (0.2413651341592667, 0.0, -0.8845494793282861, 0.924834003261792),
-        (0.037037037037037035, 0.0, 0.0, 0.17082860872947386, 0.12546768756682242),
-        (0.037109375, 0.0, 0.0, 0.17025221101954405, 0.06021653898045596, -0.017578125),
-        (
-            0.03709200011850479, 0.0, 0.0, 0.17038392571223998, 0.10726203044637328,
-            -0.015319437748624402, 0.008273789163814023,
-        ),
-        (
-            0.6241109587160757, 0.0, 0.0, -3.3608926294469414, -0.868219346841726,
-            27.59209969944671, 20.154067550477894, -43.48988418106996,
-        ),
-        (
-            0.47766253643826434, 0.0, 0.0, -2.4881146199716677, -0.590290826836843,
-            21.230051448181193, 15.279233632882423, -33.28821096898486, -0.020331201708508627,
-        ),
-        (
-            -0.9371424300859873, 0.0, 0.0, 5.186372428844064, 1.0914373489967295,
-            -8.149787010746927, -18.52006565999696, 22.739487099350505, 2.4936055526796523,
-            -3.0467644718982196,
-        ),
-        (
-            2.273310147516538, 0.0, 0.0, -10.53449546673725, -2.0008720582248625, -17.9589318631188,
-            27.94888452941996, -2.8589982771350235, -8.87285693353063, 12.360567175794303,
-            0.6433927460157636,
-        ),
-    ),
-    b=(
-        0.054293734116568765, 0.0, 0.0, 0.0, 0.0, 4.450312892752409, 1.8915178993145003,
-        -5.801203960010585, 0.3111643669578199, -0.1521609496625161, 0.20136540080403034,
-        0.04471061572777259,
-    ),
+    c=dop853.C,
+    a=dop853.A,
+    b=dop853.B,
     order=8,
-    b_error=(
-        0.01312004499419488, 0.0, 0.0, 0.0, 0.0, -1.2251564463762044, -0.4957589496572502,
-        1.6643771824549864, -0.35032884874997366, 0.3341791187130175, 0.08192320648511571,
-        -0.022355307863886294,
-    ),
+    b_error=dop853.B_ERROR,
     error_order=5,
+    b_error_low=dop853.B_ERROR_LOW,
+    interpolant=dop853.INTERPOLANT,
+    interpolant_order=7,
+    extra=dop853.EXTRA,
 )
-# fmt: on

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..affine import AffineSDE
 from ..brownian import NoiseSource
 from ..coordinates import Coordinates, Noise, Points
+from ..denoisers import model_of
 from ..sde import ProbabilityFlow, ReverseSDE, check_output, diffuse, noise_kind
 
 Array = NDArray[np.float64]
@@ -26,6 +27,7 @@ Problem: TypeAlias = ProbabilityFlow | ReverseSDE
 Kick: TypeAlias = Callable[[int, Tensor], Tensor]
 Map: TypeAlias = Callable[[Tensor], Tensor]
 Coefficient: TypeAlias = float | Tensor  # one number, or one per component of an event
+Samples: TypeAlias = NDArray[np.int64] | None  # indices into the batch of a solve; None for all
 
 
 def floats(values: Array) -> list[float]:
@@ -124,12 +126,22 @@ class View(ABC):
         """Prepare one node for each ``τ`` of a one-dimensional array."""
 
     @abstractmethod
-    def node(self, tau: Array) -> Node:
-        """Prepare one node at which every sample has its own ``τ``, ``(B,)``."""
+    def rows(self, points: Points) -> list[Array]:
+        """What nodes of slopes ``N``, not of ``du/dτ``, are made of: an entry for each point."""
 
     @abstractmethod
-    def __call__(self, node: Node, u: Tensor) -> Tensor:
-        """Right-hand side ``du/dτ``; one network evaluation."""
+    def __call__(self, node: Node, u: Tensor, samples: Samples = None) -> Tensor:
+        """``a u + b D(h u, σ)``: ``du/dτ``, or ``N``; one network evaluation.
+
+        Args:
+            node: A prepared node.
+            u: States, ``(B, *event)``.
+            samples: Which samples of the solve they are; all, if not given.
+        """
+
+    def mean_square(self, error: Tensor, scale: Tensor) -> Tensor:
+        """Mean square of an error in units of its scale, by which steps are accepted: ``(B,)``."""
+        return (error / scale).flatten(1).square().mean(1)
 
     @abstractmethod
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
@@ -193,17 +205,15 @@ class AffineView(View):
         rows = zip(self._on_device(points.sigma), self.coordinates.h(points), a, b, strict=True)
         return [Node(level, *map(self.coefficient, row)) for level, *row in rows]
 
-    def node(self, tau: Array) -> Node:
-        """Prepare one node with a ``τ`` per sample; coefficients are shaped to multiply the state."""
-        points = self.coordinates.at_tau(tau)
-        values = (self.coordinates.h(points), *self.coordinates.drift(points, self.problem.eta))
-        return Node(self._on_device(points.sigma), *map(self._per_sample, values))
+    def rows(self, points: Points) -> list[Array]:
+        """``σ, h, A, B``."""
+        return [points.sigma, self.coordinates.h(points), *self.coordinates.field(points)]
 
     def _per_sample(self, values: Array) -> Tensor:
         event = self.like.shape[1:] if values.ndim == 2 else (1,) * (self.like.ndim - 1)
         return self._on_device(values).reshape(-1, *event)
 
-    def denoise(self, z: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, z: Tensor, sigma: Tensor, samples: Samples = None) -> Tensor:
         """Call the denoiser, count the call, and return the result in the state's dtype.
 
         Raises:
@@ -215,7 +225,9 @@ class AffineView(View):
         compiling = torch.compiler.is_compiling()
         watched = [] if compiling else [t for t in (x_hat, sigma) if not t.is_inference()]
         versions = [t._version for t in watched]
-        denoised = check_output(self.problem.model(x_hat, sigma), x_hat, "denoiser")
+        denoised = check_output(
+            model_of(self.problem.model, samples)(x_hat, sigma), x_hat, "denoiser"
+        )
         if versions != [t._version for t in watched]:
             raise ValueError(
                 "the denoiser changed its input in place, which is the solver's state; let it work on "
@@ -223,13 +235,13 @@ class AffineView(View):
             )
         return self._into_frame(denoised)
 
-    def ending(self, kind: str, sigma: float, *, unscaled: bool) -> Map:
+    def ending(self, kind: str, sigma: float, *, unscaled: bool, samples: Samples = None) -> Map:
         """Prepare the last step from ``σ`` to 0; its result is ``x̂``, also where the state is ``u``."""
         (node,) = self.nodes(self.tau(np.array([sigma])))
 
         def step(state: Tensor) -> Tensor:
             z = state if unscaled else self.unscale(node, state)
-            denoised = self.denoise(z, node.level)
+            denoised = self.denoise(z, node.level, samples)
             # What is returned is new memory: a network may write its next result over this one.
             return torch.lerp(z, denoised, 0.5) if kind == "half" else denoised.clone()
 
@@ -239,9 +251,9 @@ class AffineView(View):
         """Unscaled state ``x̂ = h u``."""
         return u if isinstance(node.h, float) and node.h == 1.0 else u * node.h
 
-    def __call__(self, node: Node, u: Tensor) -> Tensor:
+    def __call__(self, node: Node, u: Tensor, samples: Samples = None) -> Tensor:
         """``a u + b D(h u, σ)``."""
-        return node.a * u + node.b * self.denoise(self.unscale(node, u), node.level)
+        return node.a * u + node.b * self.denoise(self.unscale(node, u), node.level, samples)
 
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """Increments of ``η B(σ²)``, in units of ``u``."""
@@ -320,15 +332,16 @@ class GeneralView(View):
         """Prepare one node for each time."""
         return [Node(t) for t in self._on_device(tau)]
 
-    def node(self, tau: Array) -> Node:
-        """Prepare one node with a time per sample."""
-        return Node(self._on_device(tau))
+    def rows(self, points: Points) -> list[Array]:
+        """The time."""
+        return [points.tau]
 
-    def __call__(self, node: Node, u: Tensor) -> Tensor:
+    def __call__(self, node: Node, u: Tensor, samples: Samples = None) -> Tensor:
         """The problem's drift."""
         self.nfe += 1
         problem = self.problem
-        return problem.sde.backward_drift(problem.model, u, node.level, problem.eta)
+        model = model_of(problem.model, samples)
+        return problem.sde.backward_drift(model, u, node.level, problem.eta)
 
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """``η G(u, t) ΔW`` on the clock ``t``."""

@@ -1,0 +1,304 @@
+"""Adams–Moulton methods of variable step and order, each sample with its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..brownian import NoiseSource
+from ..coordinates import Coordinates, Points
+from .adams import clock_quadrature
+from .march import (
+    Attempt,
+    Carry,
+    Interpolant,
+    Ints,
+    March,
+    Mask,
+    Tolerances,
+    Trial,
+    combine,
+    first_step,
+    node_of,
+    shaped,
+    table,
+)
+from .scheme import Array, Scheme, Step
+from .view import Samples, View
+
+# The constants of step and order control were chosen on the problems of the adaptive benchmark; all
+# of them are broad optima.
+_SAFETY, _SHRINK, _GROW = 0.65, 0.3, 3.0
+_FIRST_AIM = 0.5  # share of the tolerance that the first step, of order 1, aims at
+
+
+class VariableAdams(Scheme):
+    """Adams–Moulton in the interpolation variable, of orders 1 to ``highest``, steps chosen freely.
+
+    A step of order ``k`` predicts with the polynomial through the last ``k`` slopes, evaluates the
+    slope there, and corrects with the polynomial through that one, too: its result is of order
+    ``k + 1``. The correction, as it is and with a slope fewer or more, estimates the error of orders
+    ``k − 1``, ``k`` and ``k + 1``; the next order is the one that allows the longest step. All weights
+    are integrals over the clock of the coordinates, for the true distances of the slopes.
+
+    It starts from order 1 and a short step, and needs no other method.
+
+    Source: Shampine & Gordon 1975, chapters 5–7; Hairer, Nørsett & Wanner 1993, III.5 and III.7.
+
+    Args:
+        highest: Highest order, 1 to 12.
+        again: Whether the slope is evaluated again at the corrected state: two evaluations per step
+            (PECE) instead of one (PEC), for a larger region of stability.
+
+    Raises:
+        ValueError: If ``highest`` is out of range.
+    """
+
+    adaptive = True
+    fixed = False
+
+    def __init__(self, highest: int = 12, *, again: bool = False) -> None:
+        if not 1 <= highest <= 12:
+            raise ValueError(f"highest = {highest}; orders are 1 to 12")
+        self.highest, self.again = highest, again
+        self.order = highest
+        self.nfe_per_step = 2 if again else 1
+
+    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+        """Refuse: it chooses its steps itself."""
+        raise ValueError("VariableAdams chooses its own steps; give rtol=, or take sdekit.Adams")
+
+
+@dataclass(frozen=True)
+class AdamsTrial(Trial):
+    """A trial step of `VariableAdams`.
+
+    Attributes:
+        order: Orders ``k``.
+        nodes: Where the slopes are, newest first, in units of the step from its start: 0 and below.
+    """
+
+    order: Ints
+    nodes: Array
+
+
+class AdamsMarch(March[AdamsTrial]):
+    """`VariableAdams` in the adaptive loop; it carries states and the last slopes, newest first.
+
+    Args:
+        scheme: The method.
+        view: The problem, seen in coordinates.
+        tolerances: The tolerances.
+    """
+
+    first_cost = 2
+
+    def __init__(self, scheme: VariableAdams, view: View, tolerances: Tolerances) -> None:
+        super().__init__(view, tolerances)
+        self.scheme = scheme
+        self.memory = scheme.highest + 1
+
+    def carry(self, u: Tensor, tau: Array) -> Carry:
+        """States, and the slopes there."""
+        view = self.view
+        rows = view.rows(view.coordinates.at_tau(tau))
+        first = view(node_of([shaped(row, u) for row in rows], u), u)[:, None]
+        return u, torch.cat([first, *[torch.zeros_like(first)] * (self.memory - 1)], dim=1)
+
+    def begin(self, carry: Carry, tau: Array, end: float) -> None:
+        """Choose the first steps, of order 1."""
+        u, slopes = carry
+        count = len(tau)
+        self.size = first_step(self, u, slopes[:, 0], tau, end, 2, _FIRST_AIM)
+        self.order = np.ones(count, dtype=np.int64)
+        self.known = np.ones(count, dtype=np.int64)  # slopes
+        self.starting = np.ones(count, dtype=np.bool_)
+        self.failed = np.zeros(count, dtype=np.bool_)
+        self.tau = np.full((count, self.memory), np.nan)  # of the slopes, newest first
+        self.tau[:, 0] = tau
+
+    def cost(self, groups: Ints) -> Ints:
+        """One, or two."""
+        return np.full(len(groups), self.scheme.nfe_per_step)
+
+    def plan(self, groups: Ints, samples: Samples, start: Array, dt: Array) -> AdamsTrial:
+        """Integrate and evaluate the polynomials through the last slopes of each group."""
+        view, k, n = self.view, self.order[groups], np.arange(len(groups))
+        begin, end = (view.coordinates.at_tau(tau) for tau in (start, start + dt))
+        # One column more than there are slopes: π_k+1 is made of the first k + 1.
+        place = np.arange(self.memory + 1)
+        nodes = (self.tau[groups] - start[:, None]) / dt[:, None]
+        nodes = np.concatenate([nodes, nodes[:, :1]], axis=1)
+        # Where there is no slope yet, any place will do: its weight is 0.
+        nodes = np.where(place < self.known[groups, None], nodes, -1e3 * (1 + place))
+        integrals, ends, differences = _newton(view.coordinates, nodes, begin, end, dt)
+
+        def through(coefficients: Array, used: Mask) -> list[Array]:
+            """Weights of the slopes in ``Σ_j coefficients_j N[ξ_0 … ξ_j]`` over the ``used`` ``j``."""
+            if coefficients.ndim == 3:
+                used = used[..., None]
+            masked = np.where(used, coefficients, 0.0)
+            weights = (masked[:, :, None] * _like(differences, masked)).sum(1)
+            return list(weights.swapaxes(0, 1)[: k.max() + 1])
+
+        def correction(q: Ints) -> Array:
+            """Weight of the correction of order ``q + 1``: ``∫ π_q / π_q(1)``."""
+            share = integrals[n, q]
+            return share / (ends[n, q] if share.ndim == 1 else ends[n, q, None])
+
+        order = k[:, None]
+        gain = correction(k)
+        rows = [
+            through(integrals, place < order),  # prediction of the state
+            through(ends, place < order),  # prediction of the slope
+            through(ends, place == order - 1),  # what a slope fewer adds to the correction
+            through(ends, place == order),  # what a slope more takes from it
+        ]
+        estimates = [
+            gain - correction(k - 1),
+            correction(k - 1) - correction(np.maximum(k - 2, 0)),
+            correction(k + 1) - gain,
+        ]
+        parts = [*view.rows(end), gain, *estimates, *(w for row in rows for w in row)]
+        keys = [range(len(row)) for row in rows]
+        return AdamsTrial(groups, samples, begin, end, table(parts), keys, k, nodes)
+
+    def attempt(self, trial: AdamsTrial, carry: Carry) -> Attempt:
+        """Predict, evaluate, correct; estimate the errors of three orders."""
+        u, memory = carry
+        slopes = memory.unbind(1)
+        columns = trial.columns(u)
+        count = sum(map(len, trial.keys))
+        *node, gain, middle, low, high = columns[: len(columns) - count]
+        weights = iter(columns[len(columns) - count :])
+        predict, expect, less, more = ({j: next(weights) for j in row} for row in trial.keys)
+        at = node_of(node, u)
+        predicted = combine(u, slopes, predict)
+        slope = self.view(at, predicted, trial.samples)
+        change = slope - combine(None, slopes, expect)
+        new = predicted + gain * change
+        scale = self.tolerances.scale(u, new)
+        errors = [
+            middle * change,
+            low * (change + combine(None, slopes, less)),
+            high * (change - combine(None, slopes, more)),
+        ]
+        if self.scheme.again:
+            slope = self.view(at, new, trial.samples)
+        squares = torch.stack([self.view.mean_square(error, scale) for error in errors])
+        return Attempt(new, [slope, change], squares)
+
+    def judge(self, trial: AdamsTrial, errors: Array, dt: Array) -> Mask:
+        """Accept errors up to 1; take the order that allows the longest step."""
+        groups, k = trial.groups, trial.order
+        error, low, high = errors
+        accept: Mask = error <= 1
+        low = np.where(k > 1, low, np.inf)
+        high = np.where(accept & (self.known[groups] > k) & (k < self.scheme.highest), high, np.inf)
+        stay, lower, higher = (
+            np.maximum(e, 1e-12) ** (-1 / (q + 1))
+            for e, q in ((error, k), (low, k - 1), (high, k + 1))
+        )
+        order, best = k.copy(), stay.copy()
+        for candidate, q in ((higher, k + 1), (lower, k - 1)):
+            better = candidate > best
+            order, best = np.where(better, q, order), np.where(better, candidate, best)
+        # At the start orders go up with every step that could grow as much as it may.
+        self.starting[groups] &= (
+            accept & (order >= k) & (k < self.scheme.highest) & (2 * stay > _GROW)
+        )
+        order = np.where(self.starting[groups], k + 1, order)
+
+        most = np.where(~accept, 0.9, np.where(self.failed[groups], 1.0, _GROW))
+        size = dt * np.clip(_SAFETY * best, _SHRINK, most)
+        # A step cut short by the end says nothing against the longer one proposed before.
+        cut = accept & (dt < self.size[groups])
+        self.size[groups] = np.where(cut, np.maximum(self.size[groups], size), size)
+        self.failed[groups] = ~accept
+        self.known[groups] = np.minimum(self.known[groups] + accept, self.memory)
+        self.order[groups] = np.minimum(order, self.known[groups])
+        done = groups[accept]
+        self.tau[done] = np.concatenate([trial.end.tau[accept, None], self.tau[done, :-1]], axis=1)
+        return accept
+
+    def commit(self, trial: AdamsTrial, carry: Carry, attempt: Attempt, accept: Mask) -> Carry:
+        """Take over the states of accepted steps, and their slopes as the newest."""
+        u, slopes = carry
+        longer = torch.cat([attempt.slopes[0][:, None], slopes[:, :-1]], dim=1)
+        if accept.all():
+            return attempt.u, longer
+        keep = shaped(accept.astype(np.float64), u).bool()
+        return torch.where(keep, attempt.u, u), torch.where(keep[:, None], longer, slopes)
+
+    def interpolant(self, trial: AdamsTrial, carry: Carry, attempt: Attempt) -> Interpolant:
+        """The polynomial of the corrector, integrated up to any point."""
+        u, slopes = carry[0], [*carry[1].unbind(1), attempt.slopes[1]]
+        coordinates = self.view.coordinates
+
+        def interpolate(picked: Ints, tau: Array) -> Tensor:
+            group = picked if len(trial.groups) > 1 else np.zeros_like(picked)
+            start, k = Points(*(v[group] for v in trial.start)), trial.order[group]
+            dt, nodes, n = (
+                trial.end.tau[group] - start.tau,
+                trial.nodes[group],
+                np.arange(len(group)),
+            )
+            parts = _newton(coordinates, nodes, start, coordinates.at_tau(tau), dt)
+            integrals, ends, differences = parts
+            used = np.arange(self.memory + 1) < k[:, None]
+            end_share = integrals[n, k]
+            if integrals.ndim == 3:
+                used, last = used[..., None], ends[n, k, None]
+            else:
+                last = ends[n, k]
+            masked = np.where(used, integrals, 0.0)
+            weights = (masked[:, :, None] * _like(differences, masked)).sum(1)
+            row = {j: shaped(weights[:, j], u) for j in range(k.max())}
+            row[len(slopes) - 1] = shaped(end_share / last, u)
+            index = torch.as_tensor(picked, device=u.device)
+            return combine(u[index], [slope[index] for slope in slopes], row)
+
+        return interpolate
+
+
+def _like(differences: Array, coefficients: Array) -> Array:
+    return differences if coefficients.ndim == 2 else differences[..., None]
+
+
+def _newton(
+    coordinates: Coordinates, nodes: Array, begin: Points, end: Points, dt: Array
+) -> tuple[Array, Array, Array]:
+    """Return what polynomials in Newton's form are evaluated and integrated by.
+
+    The polynomial through values ``N_i`` at ``ξ_i``, in units of the step, is
+    ``Σ_j π_j(ξ) N[ξ_0 … ξ_j]`` with ``π_j = Π_{i<j} (ξ − ξ_i)`` and divided differences
+    ``N[ξ_0 … ξ_j] = Σ_i C_ji N_i``.
+
+    Args:
+        coordinates: The coordinates.
+        nodes: ``ξ_i``, ``(n, k)``.
+        begin: Where steps begin, ``ξ = 0``.
+        end: Where integrals end.
+        dt: Steps, from ``ξ = 0`` to 1.
+
+    Returns:
+        ``∫ π_j dW`` for ``j = 0 … k − 1``, ``(n, k)`` or ``(n, k, d)``; ``π_j(1)``, ``(n, k)``; and
+        ``C``, ``(n, k, k)``.
+    """
+    k = nodes.shape[1]
+    tau, w = clock_quadrature(coordinates, begin, end)
+    x = (tau - begin.tau[:, None]) / dt[:, None]
+    basis = np.ones((k, *x.shape))
+    ends = np.ones((len(nodes), k))
+    for j in range(1, k):
+        basis[j] = basis[j - 1] * (x - nodes[:, j - 1, None])
+        ends[:, j] = ends[:, j - 1] * (1 - nodes[:, j - 1])
+    rate = w if w.ndim == 3 else w[..., None]
+    integrals: Array = np.stack([(rate * b[..., None]).sum(1) for b in basis], axis=1)
+    distances = nodes[:, :, None] - nodes[:, None, :] + np.eye(k)
+    products = np.cumprod(distances, axis=2)  # [i, j]: Π over m <= j, m ≠ i
+    differences: Array = np.where(np.tri(k, dtype=bool), 1 / products.swapaxes(1, 2), 0.0)
+    return integrals if w.ndim == 3 else integrals[..., 0], ends, differences
