@@ -19,7 +19,9 @@ from sdekit.bench.ratios import (
     SHIPPED,
     Ratios,
 )
-from sdekit.bench.store import read_suite
+from sdekit.bench.store import read_suite, read_tolerances
+from sdekit.bench.tolerance import targets
+from sdekit.bench.tolerance_ratios import DECADES, Costs
 from sdekit.grids import GRIDS
 from sdekit.inputs import default_method
 
@@ -211,9 +213,37 @@ def orders() -> str:
     return table(rows)
 
 
+def costs_table(costs: Costs) -> str:
+    """Evaluations for an error, beside the best peer's."""
+    rows = [("problem", *(f"error {target:.0e}" for target in costs.targets), "best peers")]
+    for problem in costs.problems:
+        cells, names = [], []
+        for target in costs.targets:
+            found = costs.compare(problem, target) if target in targets(problem) else None
+            if found is None or found.ours is None or found.peer is None:
+                cells.append("–")
+                continue
+            cells.append(f"{found.ours.nfe:.0f} / {found.peer.nfe:.0f} = **{number(found.ratio)}**")
+            names.append(found.peer.method)
+        rows.append((problem, *cells, ", ".join(dict.fromkeys(names))))
+    means = (f"**{number(costs.mean(target))}**" for target in costs.targets)
+    rows.append(("geometric mean", *means, f"over all: **{number(costs.mean())}**"))
+    worst = costs.worst()
+    assert worst is not None
+    return table(rows) + f"\n\nThe largest ratio is {number(worst.ratio)}, on {worst.problem}."
+
+
+def proportionality(costs: Costs) -> str:
+    """Achieved errors by tolerances."""
+    rows = [("problem", *(f"{rtol:.0e}" for rtol in DECADES))]
+    rows += [(row.problem, *map(number, row.ratios)) for row in costs.proportions()]
+    return table(rows)
+
+
 def write_all() -> None:
     """Write every part."""
     ratios = Ratios(read_suite(RESULTS / "suite.json"))
+    costs = Costs(read_tolerances(RESULTS / "adaptive.json"))
     FOLDER.mkdir(exist_ok=True)
     for name, text in {
         "methods": methods(),
@@ -223,5 +253,7 @@ def write_all() -> None:
         "best_peers": best_peers(ratios),
         "setting": setting(ratios),
         "orders": orders(),
+        "adaptive": costs_table(costs),
+        "proportionality": proportionality(costs),
     }.items():
         (FOLDER / f"{name}.md").write_text(text + "\n", encoding="utf-8")

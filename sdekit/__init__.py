@@ -7,8 +7,11 @@ from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, N
 from .denoisers import Conditioned, EDMDenoiser, FixedBatch
 from .digits import load_digits_denoiser
 from .distributions import Empirical, Gaussian, GaussianMixture, Product
+from .divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
+from .encoding import encode
 from .equidistribute import Pilot, equidistribute, run_pilot
 from .fitted import FittedGrid
+from .likelihood import Likelihood, log_likelihood
 from .preconditioned import GaussianPreconditioned, Preconditioned
 from .prepared import Prepared, prepare
 from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
@@ -47,9 +50,11 @@ __all__ = [
     "DPMMultistep",
     "DPMSinglestep",
     "DiscreteVP",
+    "Divergence",
     "EDMDenoiser",
     "Empirical",
     "EulerMaruyama",
+    "Exact",
     "ExponentialRK",
     "ExponentialTableau",
     "FittedGrid",
@@ -60,8 +65,11 @@ __all__ = [
     "GaussianPreconditioned",
     "GradientEstimation",
     "GridPath",
+    "HutchPlusPlus",
+    "Hutchinson",
     "IndependentNoise",
     "Interpolated",
+    "Likelihood",
     "LogData",
     "LogNoise",
     "Method",
@@ -89,9 +97,11 @@ __all__ = [
     "VariableAdams",
     "Velocity",
     "distributions",
+    "encode",
     "equidistribute",
     "grids",
     "load_digits_denoiser",
+    "log_likelihood",
     "methods",
     "prepare",
     "run_pilot",

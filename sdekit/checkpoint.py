@@ -49,14 +49,15 @@ def _run(segment: Segment, first: int, last: int, slots: int, *carry: Tensor) ->
     Tensors are arguments of their own, as those in a tuple would not be freed by outer checkpoints.
     """
     while last - first > 1:
-        # Here is a snapshot, the next one is in the middle. The steps up to there are taken again
-        # when those after it are done and its slot is free: in r rounds one has been used up. Those
-        # after it have a slot less. As long as can be before, as long as has to be after.
+        # A snapshot is here, the next one in the middle. The steps before the middle are taken again
+        # when those after it are done: with all slots, but one round less. Those after it have all
+        # rounds, but a slot less. Before are as many as can be done so, after at least as many as
+        # take no more rounds than that either: Griewank & Walther's choice, which is optimal.
         steps, r = last - first, 1
         while math.comb(slots + r, r) < steps:
             r += 1
-        before = math.comb(slots + r - 1, r - 1)
-        middle = first + min(before, steps - math.comb(slots + r - 2, r - 1))
+        before, after = math.comb(slots + r - 1, r - 1), math.comb(slots + r - 2, r - 1)
+        middle = first + min(before, steps - after)
         # With no random numbers there are no states of generators to keep for every snapshot.
         carry = checkpoint(
             _run,

@@ -17,10 +17,13 @@ from .bench.plots import write_plots
 from .bench.problems import SUITES, check_problem_name
 from .bench.report import print_report
 from .bench.runner import QUICK
-from .bench.store import write_suite
+from .bench.store import write_suite, write_tolerances
 from .bench.suite import HEATS, SuiteConfig, run_suite
 from .bench.suite_plots import write_suite_plots
 from .bench.suite_report import print_suite_report
+from .bench.tolerance import QUICK as QUICK_TOLERANCES
+from .bench.tolerance import ToleranceConfig, run_tolerances
+from .bench.tolerance_report import print_tolerance_report
 from .solvers.registry import methods as registered
 
 _SUITES = tuple(name for name in SUITES if name != "quick")
@@ -81,20 +84,26 @@ def bench(
     suite: Annotated[
         str,
         typer.Option(
-            help="'ode': all deterministic methods against those of diffusers and azula. It takes "
-            "hours, and goes on where it was stopped."
+            help="'ode': all deterministic methods against those of diffusers and azula (hours). "
+            "'adaptive': the cost of an error, against torchdiffeq, scipy and DPM-Solver (an hour). "
+            "Both go on where they were stopped."
         ),
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and budgets.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results; results/bench or results/suite.", file_okay=False
+            help="Folder of the results; results/bench, results/suite or results/adaptive.",
+            file_okay=False,
         ),
     ] = None,
     problems: Annotated[str, typer.Option(help="Some problems only, as in mixture2d,digits.")] = "",
     methods: Annotated[
-        str, typer.Option(help="Other methods, as in heun,dopri5; or all. Not of a suite.")
+        str,
+        typer.Option(
+            help="Other methods, as in heun,dopri5; or all. In the suite 'adaptive', these are "
+            "measured anew. Not of the suite 'ode', which runs all."
+        ),
     ] = "",
     nfe: Annotated[str, typer.Option(help="Budgets of evaluations, as in 10,20,40.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the start states.")] = 0,
@@ -105,9 +114,15 @@ def bench(
     """Measure error against network evaluations: JSON, tables and pictures."""
     # States of a few kilobytes: more threads cost several times what they give.
     torch.set_num_threads(1)
+    if suite == "adaptive":
+        if nfe:
+            _refuse("--nfe goes without --suite adaptive, which runs over tolerances")
+        folder = out or Path("results/adaptive")
+        _tolerances(quick, folder, _words(problems), _words(methods), seed, peers)
+        return
     if suite:
         if methods:
-            _refuse("--methods goes without --suite, which runs all")
+            _refuse("--methods goes without --suite ode, which runs all")
         _suite(suite, quick, out or Path("results/suite"), problems, nfe, seed, peers)
         return
     out = out or Path("results/bench")
@@ -132,6 +147,39 @@ def bench(
     write_results(results, written)
     pictures = write_plots(results, out)
     typer.echo("\n".join(f"{path}" for path in (written, *pictures)))
+
+
+def _tolerances(
+    quick: bool,
+    out: Path,
+    problems: tuple[str, ...],
+    methods: tuple[str, ...],
+    seed: int,
+    peers: bool,
+) -> None:
+    """Run what is missing of the suite of adaptive methods and report on all of it."""
+    config = QUICK_TOLERANCES if quick else ToleranceConfig()
+    if methods == ("all",):
+        methods = tuple(
+            name
+            for name, method in registered().items()
+            if method.deterministic and method.solver.scheme.adaptive
+        )
+    try:
+        config = replace(
+            config,
+            problems=problems or config.problems,
+            methods=methods or config.methods,
+            seed=seed,
+            peers=peers,
+        )
+    except ValueError as error:
+        _refuse(error)
+    store = run_tolerances(config, out / "cells", anew=methods, progress=True)
+    print_tolerance_report(store.of(config.problems), _console())
+    written = out / "adaptive.json"
+    write_tolerances(config, store, written)
+    typer.echo(f"{written}")
 
 
 def _suite(

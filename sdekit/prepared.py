@@ -146,7 +146,8 @@ def prepare(
         times: Explicit times.
         ending: How the data are reached.
         sigma_data: Standard deviation of the data.
-        checkpoint: Whether gradients take steps again instead of keeping what they computed.
+        checkpoint: Whether gradients take steps again instead of keeping what they computed; the
+            denoiser may be compiled then, the solve not.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

@@ -85,6 +85,18 @@ def test_an_adaptive_method_is_run_on_tolerances():
     assert loose.nfe < tight.nfe <= tight.nfe_max
 
 
+def test_a_method_that_is_adaptive_only_takes_no_grid(tmp_path, capsys):
+    for methods in (("euler", "variable_adams"), ("variable_adams",)):
+        config = Config(("mixture2d",), methods, budgets=(8, 16), rtols=(1e-2, 1e-6), samples=4)
+        results = run_benchmark(config)
+        assert not results.select("mixture2d", "variable_adams")
+        loose, tight = results.select("mixture2d", "variable_adams", adaptive=True)
+        assert tight.error < loose.error
+        assert write_plots(results, tmp_path)
+        print_report(results, Console(width=110))
+        assert ("error within" in capsys.readouterr().out) == ("euler" in methods)
+
+
 def test_failures_are_recorded_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_runner, "MAX_NFE", 50)
     config = Config(("mixture2d",), ("euler", "dopri5"), budgets=(6,), rtols=(1e-6,), samples=4)
@@ -160,6 +172,9 @@ def test_the_tables_of_the_registry_say_what_is_declared():
         ("rk4", "4", "4"),
     ):
         assert (rows[name]["order"], rows[name]["interior order"]) == (order, interior)
+    for name, adaptive in (("heun", "no"), ("dopri5", "yes"), ("variable_adams", "only")):
+        assert rows[name]["adaptive"] == adaptive
+    assert rows["variable_adams"]["grid"] == "–"
     assert rows["pc"]["strong"] == "–"
     assert rows["euler_maruyama_t"]["noise"] == "any"
     text = str(sk.methods())

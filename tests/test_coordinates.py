@@ -21,7 +21,7 @@ EDM = sk.EDM()
 FLOWS = {
     name: entry.solver
     for name, entry in sk.methods().items()
-    if entry.solver.scheme.solves == "flow" and not entry.solver.scheme.stochastic
+    if entry.deterministic and entry.fixed
 }
 PLAIN = [
     sk.Native(),
@@ -222,9 +222,12 @@ def test_a_wrong_frame_keeps_the_order(scheme, product):
         assert order == pytest.approx(scheme.order, abs=0.15)
 
 
-def test_adaptive_steps_in_the_frame(gaussian, frame, product):
+@pytest.mark.parametrize(
+    "scheme", [sk.RungeKutta(sk.tableaus.DORMAND_PRINCE), sk.VariableAdams()], ids=["pair", "Adams"]
+)
+def test_adaptive_steps_in_the_frame(scheme, gaussian, frame, product):
     """A tolerance is met; on Gaussian data nothing is left to resolve."""
-    method = Solver(sk.RungeKutta(sk.tableaus.DORMAND_PRINCE), frame, sk.grids.log)
+    method = Solver(scheme, frame, sk.grids.log)
     x = gaussian.sample(8, 80.0, seed=0)
     solved = sk.solve(EDM.probability_flow(gaussian), x, method=method, rtol=1e-8)
     exact = gaussian.flow(x, 80.0, 0.002)

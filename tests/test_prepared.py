@@ -15,11 +15,7 @@ from sdekit.solvers.registry import Solver
 
 DOUBLE = torch.float64
 EDM, VP = sk.EDM(), sk.VP()
-FLOWS = [
-    name
-    for name, entry in sk.methods().items()
-    if entry.solver.scheme.solves == "flow" and not entry.solver.scheme.stochastic
-]
+FLOWS = [name for name, entry in sk.methods().items() if entry.deterministic and entry.fixed]
 GIVEN = {"sigma_data": 0.7}  # else a pilot call is one of the steps
 
 

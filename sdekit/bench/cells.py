@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -55,6 +55,10 @@ class CellStore(Generic[CellT]):
                 except (ValueError, TypeError):
                     continue  # the last line of a run that was killed
                 self.cells[cell.key] = cell
+
+    def of(self, problems: Collection[str]) -> list[CellT]:
+        """Return the cells of some problems."""
+        return [cell for cell in self.cells.values() if cell.problem in problems]
 
     def add(self, cell: CellT) -> None:
         """Keep a cell, now and on disk."""

@@ -64,7 +64,7 @@ def scheme_colours(results: Results) -> dict[str, str]:
     """Give the schemes of the smallest errors a colour each, the same in every picture."""
     logs: dict[str, list[float]] = {}
     for cell in results.cells:
-        if cell.rtol is None:
+        if cell.rtol is None or not methods()[cell.method].fixed:
             error = 1e3 if cell.error is None else max(cell.error, 1e-16)
             logs.setdefault(scheme_of(cell.method), []).append(math.log(error))
     best = sorted(logs, key=lambda scheme: float(np.mean(logs[scheme])))[: len(PALETTE)]
@@ -157,7 +157,8 @@ def _curve(
 
 def _slopes(axes: Axes, results: Results) -> None:
     """Draw a small fan of the slopes that the methods' orders would give."""
-    orders = sorted({methods()[name].solver.scheme.order or 1 for name in results.config.methods})
+    fixed = [methods()[name] for name in results.config.methods if methods()[name].fixed]
+    orders = sorted({method.solver.scheme.order or 1 for method in fixed})
     bottom, top = axes.get_ylim()
     x = axes.get_xlim()[0] * 1.25
     y = bottom * (top / bottom) ** 0.42

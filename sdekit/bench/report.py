@@ -25,8 +25,9 @@ def print_report(results: Results, console: Console) -> None:
             f"{reference.discrepancy:.1e} (RMS); floor {reference.floor:.1e}",
             style="dim",
         )
-        console.print("error within NFE ≤")
-        console.print(_fixed_table(results, name))
+        if any(methods()[method].fixed for method in results.config.methods):
+            console.print("error within NFE ≤")
+            console.print(_fixed_table(results, name))
         if results.select(name, adaptive=True):
             console.print("adaptive, by rtol = atol: error, and NFE (mean over samples)")
             console.print(_adaptive_table(results, name))
@@ -50,6 +51,8 @@ def _fixed_table(results: Results, problem: str) -> Table:
     table = _table("method", "grid", *(f"{budget}" for budget in budgets))
     best = {budget: _best(cells.values()) for budget, cells in columns.items()}
     for method in results.config.methods:
+        if not methods()[method].fixed:
+            continue
         cells = [columns[budget].get(method) for budget in budgets]
         table.add_row(
             method,

@@ -43,6 +43,7 @@ METHODS = (
     "dopri5",
     "dopri5_t",
     "dopri5_theta",
+    "variable_adams",
 )
 
 
@@ -177,7 +178,7 @@ def _cells(
 ) -> Iterator[Cell]:
     scheme = method.solver.scheme
     done: dict[int, Cell] = {}  # by steps: two budgets may allow the same number
-    for budget in sorted(config.budgets):
+    for budget in sorted(config.budgets) if method.fixed else ():
         # A scheme that needs evaluations to start takes fewer steps than the quotient.
         for steps in range(budget // scheme.nfe_per_step, 0, -1):
             if steps not in done:

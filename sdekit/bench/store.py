@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import tempfile
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 
 from .problems import PROCESS, SIGMA_MAX, SIGMA_MIN
-from .ratios import ANY_GRID, FITTED, GOALS, OURS, Ratios
+from .ratios import ANY_GRID, FITTED, GOALS, OURS, PEER, Ratios
 from .runner import Config, Results
 from .suite import SuiteCell, SuiteConfig
+from .tolerance import ToleranceCell, ToleranceConfig, ToleranceStore
+from .tolerance_ratios import DECADES, MEAN_GOAL, WORST_GOAL, Cost, Costs
 
 _PACKAGES = ("sdekit", "torch", "numpy", "scipy")
 
@@ -73,6 +76,104 @@ def read_suite(path: Path) -> list[SuiteCell]:
     return cells + [SuiteCell(**cell) for cell in record["best_peers"]]
 
 
+def write_tolerances(config: ToleranceConfig, store: ToleranceStore, path: Path) -> None:
+    """Write the suite of adaptive methods as JSON: all its cells, and what they say."""
+    cells = store.of(config.problems)
+    costs = Costs(cells)
+    means = {f"{target:g}": _rounded(costs.mean(target)) for target in costs.targets}
+    worst = costs.worst()
+    record = {
+        **_context(config, (*_PACKAGES, "torchdiffeq")),
+        "groups": {
+            OURS: "a method of sdekit, atol = rtol",
+            PEER: "a method of torchdiffeq or scipy, or DPM-Solver's pair as published",
+        },
+        "modes": {
+            "alone": "each sample has steps of its own",
+            "batch": "all samples are one system, and have the same steps",
+        },
+        "floors": {problem: _rounded(store.floor(problem)) for problem in costs.problems},
+        "ours": costs.ours,
+        "mean_ratio": {**means, "all": _rounded(costs.mean()), "goal": MEAN_GOAL},
+        "worst_ratio": {
+            "ratio": _rounded(worst.ratio if worst else None),
+            "problem": worst.problem if worst else None,
+            "target": worst.target if worst else None,
+            "goal": WORST_GOAL,
+        },
+        "costs": [
+            {
+                "problem": row.problem,
+                "target": row.target,
+                "ours": _cost(row.ours),
+                "best_peer": _cost(row.peer),
+                "ratio": _rounded(row.ratio),
+            }
+            for row in costs.comparisons()
+        ],
+        "error_by_rtol": [
+            {
+                "problem": row.problem,
+                "rtols": DECADES,
+                "ratios": [_rounded(ratio) for ratio in row.ratios],
+                "within_a_factor_of_10": not any(row.outside),
+                "monotone": not any(row.rising),
+            }
+            for row in costs.proportions()
+        ],
+        "curves": _tolerance_curves(cells),
+    }
+    write_json(record, path)
+
+
+def read_tolerances(path: Path) -> list[ToleranceCell]:
+    """Read the cells that `write_tolerances` wrote, without their times."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        ToleranceCell(
+            **{key: curve[key] for key in ("problem", "group", "method", "mode")},
+            rtol=rtol,
+            atol=rtol * curve["atol_by_rtol"],
+            nfe=nfe,
+            nfe_max=nfe_max,
+            error=error,
+            seconds=0.0,
+            status="success" if error is not None else "failed",
+        )
+        for curve in record["curves"]
+        for rtol, nfe, nfe_max, error in zip(
+            *(curve[key] for key in ("rtols", "nfe", "nfe_max", "errors")), strict=True
+        )
+    ]
+
+
+def _cost(cost: Cost | None) -> dict[str, Any] | None:
+    return None if cost is None else {**vars(cost), "nfe": _rounded(cost.nfe)}
+
+
+def _tolerance_curves(cells: Sequence[ToleranceCell]) -> list[dict[str, Any]]:
+    """Cells of one method, in one setting, on one problem together."""
+    found: dict[tuple[str, str, str, str, float], list[ToleranceCell]] = {}
+    for cell in cells:
+        key = (cell.problem, cell.group, cell.method, cell.mode, cell.factor)
+        found.setdefault(key, []).append(cell)
+    curves = []
+    for key, curve in found.items():
+        curve.sort(key=lambda cell: -cell.rtol)
+        curves.append(
+            {
+                **dict(
+                    zip(("problem", "group", "method", "mode", "atol_by_rtol"), key, strict=True)
+                ),
+                "rtols": [_rounded(cell.rtol) for cell in curve],
+                "nfe": [_rounded(cell.nfe) for cell in curve],
+                "nfe_max": [cell.nfe_max for cell in curve],
+                "errors": [_rounded(cell.error) for cell in curve],
+            }
+        )
+    return curves
+
+
 def _curves(cells: Sequence[SuiteCell]) -> list[dict[str, Any]]:
     """Cells of sdekit, those of one method on one problem together."""
     found: dict[tuple[str, ...], list[SuiteCell]] = {}
@@ -94,7 +195,7 @@ def _curves(cells: Sequence[SuiteCell]) -> list[dict[str, Any]]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
 def _one_entry_a_line(record: dict[str, Any]) -> str:
@@ -122,7 +223,9 @@ def write_json(record: dict[str, Any], path: Path) -> None:
     os.replace(file.name, path)
 
 
-def _context(config: Config | SuiteConfig, packages: Sequence[str]) -> dict[str, Any]:
+def _context(
+    config: Config | SuiteConfig | ToleranceConfig, packages: Sequence[str]
+) -> dict[str, Any]:
     """Return what was run, by what, and on what."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

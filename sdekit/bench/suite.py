@@ -121,7 +121,7 @@ def run_suite(config: SuiteConfig, folder: Path, *, progress: bool = False) -> l
                 judge.own(solver_name, group, solver_of, budget)
         if config.peers:
             _run_peers(judge, config.budgets, progress=progress)
-    return [cell for cell in store.cells.values() if cell.problem in config.problems]
+    return store.of(config.problems)
 
 
 def _solvers(problem: Problem) -> Iterator[tuple[str, str, Callable[[int], Solver]]]:
@@ -131,7 +131,7 @@ def _solvers(problem: Problem) -> Iterator[tuple[str, str, Callable[[int], Solve
     """
     sigma_data = known_sigma_data(problem.denoiser)
     for method in methods().values():
-        if method.deterministic:
+        if method.deterministic and method.fixed:
             bound = _bound(method.solver, problem, sigma_data)
             yield method.name, "sdekit", partial(_unchanged, bound)
     other = make_problem(problem.name, samples=64, seed=_PILOT_SEED)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,25 +26,28 @@ from ..solution import SolveError
 from ..solvers.registry import methods
 from .cells import CellStore
 from .peers import ODE_PEERS, OdePeer
-from .peers.of_ode import ALONE, MODES
+from .peers.of_ode import ALONE, BATCH
 from .problems import SIGMA_MAX, SIGMA_MIN, SUITES, Problem, check_problem_name, make_problem, rms
+from .ratios import OURS, PEER
 
-OURS, PEER = "sdekit", "peer"
-# Two tolerances per decade.
+# Two tolerances per decade; one where a peer solves samples one by one.
 RTOLS = tuple(10 ** (-k / 2) for k in range(2, 23))
 _TARGETS = (1e-3, 1e-5, 1e-8)
 _NETWORK_TARGETS = (1e-3, 1e-5)
 
-# Of the methods below, those that there are: sdekit's, and the pair of DPM-Solver as published,
-# which is a peer though it is run by sdekit.
-METHODS = ("dopri5_theta", "tsit5_theta", "dop853_theta", "bosh3_theta", "adams_theta")
+# What is run beside the default, as far as it is there: more of sdekit, and the pairs of DPM-Solver
+# as published, which are peers though sdekit runs them.
+METHODS = ("dopri5_theta", "tsit5_theta", "dop853_theta", "bosh3_theta")
 _PUBLISHED = "dpm_adaptive"
 PUBLISHED = (f"{_PUBLISHED}_12", f"{_PUBLISHED}_23")
 
-# A solve that takes more of a sample has failed. So has one of a peer that takes this many times what
-# some peer has needed for the least target: it cannot be the best.
+# A solve that takes more of a sample has failed. So has one, but of sdekit's default, that takes this
+# many times what some peer has needed for the least target: it cannot be the best.
 MAX_NFE = 5000
 _HOPELESS = 2.5
+# To solve samples one by one takes as many times as long, and at most a quarter less evaluations of
+# each. A peer does it for the targets for which, all at once, it comes within this factor of the best.
+_CLOSE = 1.4
 # The absolute tolerance of a peer, as a multiple of the relative one. Ten is better than one for
 # LSODA and dopri8, by up to a fifth; smaller and larger ones are not.
 _ATOLS = (1.0, 10.0)
@@ -59,6 +63,32 @@ def default_methods() -> tuple[str, ...]:
     default = default_method(flow=True, affine=True, adaptive=True)
     names = dict.fromkeys((default, *METHODS, *PUBLISHED))
     return tuple(name for name in names if name in methods())
+
+
+def nfe_to_reach(points: Iterable[tuple[float, float]], target: float) -> float | None:
+    """Network evaluations that an error costs.
+
+    Only points count that no cheaper one surpasses. Between the first of these that meets the target
+    and the last that does not, the logarithm of the evaluations is linear in that of the error.
+
+    Args:
+        points: Evaluations and error of each solve, in any order.
+        target: Error to reach.
+
+    Returns:
+        The evaluations; none if no point meets the target.
+    """
+    before: tuple[float, float] | None = None
+    for nfe, error in sorted(points):
+        if before is not None and error >= before[1]:
+            continue
+        if error <= target:
+            if before is None:
+                return nfe
+            part = math.log(before[1] / target) / math.log(before[1] / max(error, 1e-300))
+            return before[0] * float((nfe / before[0]) ** part)
+        before = (nfe, error)
+    return None
 
 
 @dataclass(frozen=True)
@@ -78,20 +108,21 @@ class ToleranceConfig:
     """
 
     problems: tuple[str, ...] = SUITES["adaptive"]
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = field(default_factory=default_methods)
     rtols: tuple[float, ...] = RTOLS
     samples: int = 16
     seed: int = 0
     peers: bool = True
 
     def __post_init__(self) -> None:
-        if not self.methods:
-            object.__setattr__(self, "methods", default_methods())
         for problem in self.problems:
             check_problem_name(problem)
         for name in self.methods:
             if not (methods()[name].deterministic and methods()[name].solver.scheme.adaptive):
                 raise ValueError(f"method {name!r} takes no tolerance; 'sdekit list' says which do")
+
+
+QUICK = ToleranceConfig(problems=SUITES["quick"], rtols=RTOLS[:15:2], samples=4)
 
 
 @dataclass(frozen=True)
@@ -130,22 +161,17 @@ class ToleranceCell:
         return self.problem, self.group, self.method, self.mode, self.rtol, self.atol
 
     @property
+    def factor(self) -> float:
+        """Absolute tolerance, as a multiple of the relative one."""
+        return round(self.atol / self.rtol, 6)
+
+    @property
     def setting(self) -> str:
         """How a method was run, in words."""
-        factor = self.atol / self.rtol
-        return self.mode if round(factor, 6) == 1 else f"{self.mode}, atol = {factor:g} rtol"
+        return self.mode if self.factor == 1 else f"{self.mode}, atol = {self.factor:g} rtol"
 
 
-class ToleranceStore(CellStore[ToleranceCell]):
-    """The cells of a folder, and the reference solutions.
-
-    Args:
-        folder: Where they are.
-        config: Cells are kept apart by samples and seed.
-    """
-
-    def __init__(self, folder: Path, config: ToleranceConfig) -> None:
-        super().__init__(folder, ToleranceCell, samples=config.samples, seed=config.seed)
+ToleranceStore: TypeAlias = CellStore[ToleranceCell]
 
 
 def run_tolerances(
@@ -169,7 +195,7 @@ def run_tolerances(
     Raises:
         RuntimeError: If a reference solution cannot be computed.
     """
-    store = ToleranceStore(folder, config)
+    store = CellStore(folder, ToleranceCell, samples=config.samples, seed=config.seed)
     again = set(anew)
     store.forget(lambda cell: cell.method in again and cell.problem in config.problems)
     for name in tqdm(config.problems, disable=not progress, desc="adaptive"):
@@ -177,11 +203,11 @@ def run_tolerances(
         ladders = list(_ladders(problem, config))
         reference = store.reference(problem)
         for ladder in tqdm(ladders, disable=not progress, desc=name, leave=False):
-            ladder.climb(store, reference, config.rtols)
+            ladder.climb(store, reference)
     return store
 
 
-Solve = Callable[[float, float, int], tuple[Tensor, NDArray[np.int64]]]
+Solve: TypeAlias = Callable[[float, float, int], tuple[Tensor, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -194,9 +220,10 @@ class _Ladder:
         method: Name of the method.
         mode: Mode of the cells.
         factor: Absolute tolerance, as a multiple of the relative one.
-        least: Error at which the ladder ends.
+        rtols: Relative tolerances, the loosest first.
         solve: Function ``(rtol, atol, max_nfe)`` that returns final states and the evaluations of
             each.
+        judged_whole: Whether all tolerances count, not only the costs of the targets.
     """
 
     problem: str
@@ -204,32 +231,52 @@ class _Ladder:
     method: str
     mode: str
     factor: float
-    least: float
+    rtols: tuple[float, ...]
     solve: Solve
+    judged_whole: bool = False
 
-    def climb(self, store: ToleranceStore, reference: Tensor, rtols: Iterable[float]) -> None:
+    def climb(self, store: ToleranceStore, reference: Tensor) -> None:
         """Measure what the store does not know, as far as there is something to be learnt."""
+        least = self._last_target(store)
         failures, max_nfe = 0, self._limit(store)
-        for rtol in rtols:
+        for rtol in self.rtols if least is not None else ():
             key = (self.problem, self.group, self.method, self.mode, rtol, self.factor * rtol)
             if key not in store.cells:
                 store.add(self._measure(rtol, max_nfe, reference))
             error = store.cells[key].error
             failures = failures + 1 if error is None else 0
-            if failures == 2 or (error is not None and error <= self.least):
+            if failures == 2 or (error is not None and error <= (least or 0.0)):
                 break
+
+    def _last_target(self, store: ToleranceStore) -> float | None:
+        """Return the error at which to end; none if nothing here can be the best."""
+        if self.judged_whole:
+            return 0.0
+        errors = targets(self.problem)
+        curves: dict[tuple[str, float], list[tuple[float, float]]] = {}
+        for cell in store.of((self.problem,)):
+            if cell.mode == BATCH and cell.nfe is not None and cell.error is not None:
+                curves.setdefault((cell.method, cell.factor), []).append((cell.nfe, cell.error))
+        mine = curves.get((self.method, self.factor))
+        if self.mode == BATCH or mine is None:
+            return min(errors)
+        close = []
+        for target in errors:
+            costs = [nfe_to_reach(points, target) for points in curves.values()]
+            cost = nfe_to_reach(mine, target)
+            if cost is not None and cost <= _CLOSE * min(c for c in costs if c is not None):
+                close.append(target)
+        return min(close, default=None)
 
     def _limit(self, store: ToleranceStore) -> int:
         """Evaluations that a sample may take."""
-        if self.group != PEER:
+        if self.judged_whole:
             return MAX_NFE
+        least = min(targets(self.problem))
         known = (
             cell.nfe
-            for cell in store.cells.values()
-            if (cell.problem, cell.group) == (self.problem, PEER)
-            and cell.nfe is not None
-            and cell.error is not None
-            and cell.error <= self.least
+            for cell in store.of((self.problem,))
+            if cell.group == PEER and cell.nfe is not None and (cell.error or math.inf) <= least
         )
         return int(min(MAX_NFE, _HOPELESS * min(known, default=MAX_NFE)))
 
@@ -259,16 +306,21 @@ class _Ladder:
 
 
 def _ladders(problem: Problem, config: ToleranceConfig) -> Iterator[_Ladder]:
-    """All that is to be run on a problem. Peers end where the last target is met."""
-    least = min(targets(problem.name))
-    for name in config.methods:
-        published = name.startswith(_PUBLISHED)
-        group, end = (PEER, least) if published else (OURS, 0.0)
-        yield _Ladder(problem.name, group, name, ALONE, 1.0, end, partial(_own, problem, name))
-    if config.peers:
-        for mode, peer, factor in product(MODES, ODE_PEERS.values(), _ATOLS):
+    """All that is to be run on a problem: what says what can be left out comes first."""
+    default = default_methods()[0]
+
+    def peers(mode: str, rtols: tuple[float, ...]) -> Iterator[_Ladder]:
+        for peer, factor in product(ODE_PEERS.values() if config.peers else (), _ATOLS):
             solve = partial(_other, problem, peer, mode)
-            yield _Ladder(problem.name, PEER, peer.name, mode, factor, least, solve)
+            yield _Ladder(problem.name, PEER, peer.name, mode, factor, rtols, solve)
+
+    yield from peers(BATCH, config.rtols)
+    for name in config.methods:
+        group = PEER if name.startswith(_PUBLISHED) else OURS
+        solve: Solve = partial(_own, problem, name)
+        whole = name == default
+        yield _Ladder(problem.name, group, name, ALONE, 1.0, config.rtols, solve, whole)
+    yield from peers(ALONE, config.rtols[::2])
 
 
 def _own(

@@ -97,7 +97,9 @@ def integrate_adaptive(
             if not len(groups):
                 return result
             here = result.tau[groups]
-            dt, arrives = _step(march.size[groups], here, end)
+            left = np.abs(end - here)
+            arrives = march.size[groups] >= left * (1 - 1e-12)
+            dt = np.where(arrives, left, march.size[groups])
             samples = None if everyone or not per_sample else groups
             nfe[groups] += march.cost(groups)
             trial = march.plan(groups, samples, here, sign * dt)
@@ -122,16 +124,6 @@ def integrate_adaptive(
                         record(accepted, interpolant)
             carry = march.commit(trial, carry, attempt, accept)
             bar.update(float(np.mean((result.tau - start) / (end - start))) - bar.n)
-
-
-def _step(size: Array, here: Array, end: float) -> tuple[Array, Mask]:
-    """Lengths of the next steps, and which of them reach the end.
-
-    What is left is cut in two equal steps, rather than in a long one and a remainder.
-    """
-    left = np.abs(end - here)
-    arrives = size >= left * (1 - 1e-12)
-    return np.where(arrives, left, np.where(2 * size > left, left / 2, size)), arrives
 
 
 def _leave(u: Tensor, carry: Carry, groups: Ints, leaving: Mask) -> tuple[Tensor, Carry]:

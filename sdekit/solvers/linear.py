@@ -131,12 +131,14 @@ class Runner:
             self._begin(z)
         if n == 0 or z is not self._latest:
             self._latest = self._accepted = self._accepted.copy_(z) if self._reuse else z
-        self._latest, self._accepted = self._take(
+        latest, self._accepted = self._take(
             n, self._latest, self._accepted, self._trial, self._slots, reuse=self._reuse
         )
-        if n == len(self._steps) - 1:  # nothing is kept for the next solve but what is returned
-            self._slots, self._accepted, self._trial = [], self._latest, self._latest
-        return self._latest
+        self._latest = latest
+        if n == len(self._steps) - 1:  # nothing is kept until the next solve, no graph either
+            self._latest = self._accepted = self._trial = self._view.like
+            self._slots = []
+        return latest
 
     def advance(self, n: int, carry: Carry) -> Carry:
         """Take step ``n`` from all that it depends on: the first step from ``(z,)``.

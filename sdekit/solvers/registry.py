@@ -61,19 +61,24 @@ class Method:
         """Whether it solves the probability flow, and so can be compared path by path."""
         return self.solver.scheme.solves == "flow" and not self.solver.scheme.stochastic
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it steps through a given grid; a method that does not needs a tolerance."""
+        return self.solver.scheme.fixed
+
     def row(self) -> tuple[str, ...]:
         """Return the entry as the cells of a row, under `FLOW_COLUMNS` or `NOISE_COLUMNS`."""
         scheme = self.solver.scheme
         if self.deterministic:
             orders: tuple[float | None, ...] = (scheme.order, scheme.interior_order)
-            kind = "yes" if scheme.adaptive else "no"
+            kind = "no" if not scheme.adaptive else "yes" if self.fixed else "only"
         else:
             orders = (scheme.strong_order, scheme.weak_order)
             kind = self.noise
         return (
             self.name,
             self.coordinates,
-            grid_name(self.solver.grid),
+            grid_name(self.solver.grid) if self.fixed else "–",
             *("–" if order is None else f"{order:g}" for order in orders),
             str(scheme.nfe_per_step),
             kind,

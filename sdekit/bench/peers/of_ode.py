@@ -88,7 +88,7 @@ class OdePeer:
         """
         if mode not in MODES:
             raise ValueError(f"mode = {mode!r}; there are {', '.join(MODES)}")
-        systems = [x_hat] if mode == BATCH else list(x_hat.split(1))
+        systems = [x_hat] if mode == BATCH else [x_hat[i : i + 1] for i in range(len(x_hat))]
         ends, counts = [], []
         for system in systems:
             counter = _Counter(denoiser, max_nfe)
