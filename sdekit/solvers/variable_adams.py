@@ -148,15 +148,15 @@ class AdamsMarch(March[AdamsTrial]):
             newton.weights(newton.ends, place == order - 1),  # a slope fewer adds to the correction
             newton.weights(newton.ends, place == order),  # a slope more takes from it
         ]
-        rows = [list(row.swapaxes(0, 1)[: k.max() + 1]) for row in rows]
+        weights = [list(row.swapaxes(0, 1)[: k.max() + 1]) for row in rows]
         below = newton.correction(k - 1)
         estimates = [
             gain - below,
             below - newton.correction(np.maximum(k - 2, 0)),
             newton.correction(k + 1) - gain,
         ]
-        parts = [*view.rows(end), gain, *estimates, *(w for row in rows for w in row)]
-        keys = [range(len(row)) for row in rows]
+        parts = [*view.rows(end), gain, *estimates, *(w for row in weights for w in row)]
+        keys = [range(len(row)) for row in weights]
         return AdamsTrial(groups, samples, begin, end, table(parts), keys, k, nodes)
 
     def attempt(self, trial: AdamsTrial, carry: Carry) -> Attempt:
