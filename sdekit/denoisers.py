@@ -109,12 +109,19 @@ class FixedBatch:
         size: Samples of a call.
 
     Raises:
-        ValueError: If ``size`` is not positive.
+        ValueError: If ``size`` is not positive, or the denoiser has conditioning per sample: that goes
+            around, ``Conditioned(FixedBatch(net, 16), class_labels=labels)``.
     """
 
     def __init__(self, func: Callable[..., Tensor], size: int) -> None:
         if size < 1:
             raise ValueError(f"size = {size}; it must be at least 1")
+        fixed = func.keywords.values() if isinstance(func, functools.partial) else ()
+        if isinstance(func, Conditioned) or any(isinstance(v, Tensor) and v.ndim for v in fixed):
+            raise ValueError(
+                "conditioning per sample cannot be inside of FixedBatch, whose calls are of other "
+                "samples; write Conditioned(FixedBatch(denoiser, size), ...)"
+            )
         self.func = func
         self.size = size
 

@@ -89,7 +89,10 @@ def solve_adaptively(
         )
     if replayed:
         work.u = retake(march, u, float(tau[0]), work.log)
-    final = view.exit(view.level(work.tau), unscaled=False)(work.u)
+    # At the ends the levels are those of the grid to the last bit, and σ = ∞ among them.
+    stopped = np.where(work.tau == tau[0], levels[0], view.level(work.tau))
+    reached = np.where(work.tau == tau[-1], levels[-1], stopped)
+    final = view.exit(reached, unscaled=False)(work.u)
     states = [x]
     if between is not None:
         states += [
