@@ -24,11 +24,13 @@ from .solvers.bayesian import BayesianAdams, Prior
 from .solvers.control import Controller
 from .solvers.exponential import DPMSinglestep, ExponentialRK, ExponentialTableau
 from .solvers.langevin import PredictorCorrector
+from .solvers.noisy import Ancestral, Churn, Restart, Stochastic
 from .solvers.published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .solvers.registry import Method, Solver, methods
 from .solvers.rk import RungeKutta
 from .solvers.scheme import Scheme
-from .solvers.stochastic import Churn, EulerMaruyama, ReverseDiffusion
+from .solvers.stochastic import EulerMaruyama, ReverseDiffusion
+from .solvers.stochastic_rk import NoiseTableau, StochasticRK
 from .solvers.tableaus import Tableau
 from .solvers.variable_adams import VariableAdams
 
@@ -41,6 +43,7 @@ __all__ = [
     "VP",
     "Adams",
     "AffineSDE",
+    "Ancestral",
     "BayesianAdams",
     "Churn",
     "Conditioned",
@@ -75,6 +78,7 @@ __all__ = [
     "Method",
     "Native",
     "Noise",
+    "NoiseTableau",
     "Pilot",
     "Preconditioned",
     "PredictorCorrector",
@@ -83,6 +87,7 @@ __all__ = [
     "ProbabilityFlow",
     "Product",
     "RectifiedFlow",
+    "Restart",
     "ReverseDiffusion",
     "ReverseSDE",
     "RungeKutta",
@@ -91,6 +96,8 @@ __all__ = [
     "SolveError",
     "Solver",
     "Stats",
+    "Stochastic",
+    "StochasticRK",
     "SubVP",
     "Tableau",
     "UniPC",

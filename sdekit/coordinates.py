@@ -50,6 +50,11 @@ class Coordinates(ABC):
         return False
 
     @property
+    def growth(self) -> float | None:
+        """Rate ``r`` at which ``dW/dλ`` grows, ``exp(r λ)``, where the clock is an exponential of it."""
+        return None
+
+    @property
     def frame(self) -> tuple[Array, Array] | None:
         """Mean ``(d,)`` and orthonormal basis ``(d, d)``, by columns, of the axes of ``u``, if any."""
         return None
@@ -187,6 +192,11 @@ class LogVariable(Coordinates):
 class LogNoise(LogVariable):
     """``u = x̂``, ``W = σ``, ``N = ε̂``, ``τ = λ``: DPM-Solver's (Lu et al. 2022a, eq. 3.4)."""
 
+    @property
+    def growth(self) -> float | None:
+        """−1."""
+        return -1.0
+
     def h(self, p: Points) -> Array:
         """1."""
         return np.ones_like(p.sigma)
@@ -207,6 +217,11 @@ class LogNoise(LogVariable):
 @dataclass(frozen=True)
 class LogData(LogVariable):
     """``u = x̂/σ``, ``W = 1/σ``, ``N = D``, ``τ = λ``: DPM-Solver++'s (Lu et al. 2022b, eq. 8)."""
+
+    @property
+    def growth(self) -> float | None:
+        """1."""
+        return 1.0
 
     def h(self, p: Points) -> Array:
         """``σ``."""

@@ -8,6 +8,7 @@ from functools import partial
 from ..coordinates import Interpolated, LogData, LogNoise, Native, Noise, Velocity
 from ..grids import balanced, flow_shift, karras, log, power_t, power_theta, uniform_t
 from ..preconditioned import Preconditioned
+from ..reverse import ErEta
 from . import tableaus
 from .adams import Adams
 from .bayesian import BayesianAdams
@@ -22,10 +23,12 @@ from .exponential import (
     res_3s,
 )
 from .langevin import PredictorCorrector
+from .noisy import Ancestral, Churn, Restart, Stochastic
 from .published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .registry import Method, Solver
 from .rk import RungeKutta
-from .stochastic import Churn, EulerMaruyama, ReverseDiffusion
+from .stochastic import EulerMaruyama, ReverseDiffusion
+from .stochastic_rk import SEA, SEA_M, SHARK, SOSRA, SPARK, SRA1, SRA3, StochasticRK
 from .variable_adams import VariableAdams
 
 _TABLEAUS = {
@@ -194,13 +197,80 @@ def own() -> Iterator[Method]:
 
 
 def stochastic() -> Iterator[Method]:
-    """Samplers of the reverse SDE."""
-    song = "Song et al. 2021"
+    """Schemes of the flow with the noise of the reverse SDE."""
+    lu, xue = f"{_LU_B}, app. A", "Xue et al. 2023"
+    for k in (1, 2, 3, 4):
+        yield Method(
+            f"stochastic_adams{k}",
+            Solver(Stochastic(Adams(k, corrector=True)), Preconditioned(), balanced),
+            f"sdekit, after {xue}" + ("; the default of reverse SDEs" if k == 2 else ""),
+        )
+    for k in (1, 2, 3):
+        solver = Solver(Stochastic(DPMMultistep(k)), LogData(), log)
+        yield Method(f"sde_dpmpp_{k}m" if k > 1 else "sde_dpmpp_1", solver, lu)
+    for k in (2, 3, 4):
+        solver = Solver(Stochastic(Adams(k, corrector=True)), LogData(), log)
+        yield Method(f"sa_solver_{k}", solver, f"{xue}, alg. 1")
+    gonzalez = "Gonzalez et al. 2023"
+    for name, tableau, source in (
+        ("dpmpp_sde", dpm_solver_2(), "k-diffusion's dpmpp_sde, with one path"),
+        ("seeds_2", res_2s(), gonzalez),
+        ("seeds_3", res_3s(1 / 3, 2 / 3), gonzalez),
+    ):
+        yield Method(name, Solver(Stochastic(ExponentialRK(tableau)), LogData(), log), source)
+    for k in (1, 2, 3):
+        yield Method(
+            f"er_sde_{k}",
+            Solver(Stochastic(Adams(k), eta=ErEta()), Interpolated(LogData(), Noise()), log),
+            "Cui et al. 2023",
+        )
+    for name, scheme, coordinates in (
+        ("stochastic_heun", RungeKutta(tableaus.HEUN), Preconditioned()),
+        ("stochastic_heun_noise", RungeKutta(tableaus.HEUN), Noise()),
+    ):
+        yield Method(name, Solver(Stochastic(scheme), coordinates, balanced), "theory 4.8")
+
+
+def runge_kutta_with_noise() -> Iterator[Method]:
+    """Stochastic Runge–Kutta schemes, in the unscaled state and in ``F``."""
+    for name, tableau, source in (
+        ("sea", SEA, "Foster, dos Reis & Strange 2024, eq. 5.8"),
+        ("sra1", SRA1, "Rößler 2010"),
+        ("sra3", SRA3, "Rößler 2010"),
+        ("sosra", SOSRA, "Rackauckas & Nie 2020"),
+        ("shark", SHARK, "Foster, dos Reis & Strange 2024, eq. 6.1"),
+        ("spark", SPARK, "Foster 2023, def. 1.6"),
+        ("sea_m", SEA_M, "sdekit; experimental"),
+    ):
+        yield Method(name, Solver(StochasticRK(tableau), Noise(), log), source)
+        solver = Solver(StochasticRK(tableau), Preconditioned(), balanced)
+        yield Method(f"{name}_theta", solver, source)
+
+
+def flow_with_noise() -> Iterator[Method]:
+    """Samplers that solve the flow and add noise between, and those of Song et al."""
+    song, k_diffusion = "Song et al. 2021", "k-diffusion"
+    heun, euler = RungeKutta(tableaus.HEUN), RungeKutta(tableaus.EULER)
+    dpm2 = ExponentialRK(dpm_solver_2())
     for name, solver, source in (
+        ("ddim_eta", Solver(Ancestral(euler), Noise(), log), "Song et al. 2021 (DDIM), eq. 12, 16"),
+        (
+            "ddpm",
+            Solver(Ancestral(euler, large=True), Noise(), uniform_t),
+            "Ho et al. 2020, alg. 2, with variance β; with β̃ it is ddim_eta",
+        ),
+        ("dpm_2_ancestral", Solver(Ancestral(dpm2), LogNoise(), karras), k_diffusion),
+        ("dpmpp_2s_ancestral", Solver(Ancestral(dpm2), LogData(), karras), k_diffusion),
         (
             "edm_sde",
-            Solver(Churn(RungeKutta(tableaus.HEUN)), Noise(), karras),
+            Solver(Churn(heun), Noise(), karras),
             f"{_EDM}, alg. 2; table 5, ImageNet-64",
+        ),
+        ("edm_sde_t", Solver(Churn(heun), Native(), uniform_t), f"{_EDM}, general s(t), σ(t)"),
+        (
+            "restart",
+            Solver(Restart(heun, [(0.06, 0.30, 5, 1)]), Noise(), karras),
+            "Xu et al. 2023, alg. 1",
         ),
         (
             "euler_maruyama",

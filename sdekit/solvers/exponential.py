@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..coordinates import Coordinates, LogData, LogNoise, Points
+from ..coordinates import Coordinates, Points
 from .control import Controller
 from .linear import Line, LinearScheme, Plan
 from .rk import Formulas, OneStep
@@ -230,16 +230,14 @@ def etd_rk4() -> ExponentialTableau:
     return ExponentialTableau((0.0, 0.5, 0.5, 1.0), a, b, order=4)
 
 
-def _sign(coordinates: Coordinates) -> float:
-    """Sign of ``z/h``: that of the linear part."""
-    if isinstance(coordinates, LogData):
-        return -1.0
-    if isinstance(coordinates, LogNoise):
-        return 1.0
-    raise ValueError(
-        "exponential schemes work in LogData() and LogNoise() coordinates, whose clock is an "
-        f"exponential of λ, not in {coordinates}"
-    )
+def _rate(coordinates: Coordinates) -> float:
+    """``z/h``: the rate of the linear part."""
+    if coordinates.growth is None:
+        raise ValueError(
+            "exponential schemes work in LogData() and LogNoise() coordinates, whose clock is an "
+            f"exponential of λ, not in {coordinates}"
+        )
+    return -coordinates.growth
 
 
 # DPM-Solver adaptive steps as k-diffusion does: Lu et al. 2022a, app. C, with safety 0.9.
@@ -281,7 +279,7 @@ class ExponentialRK(OneStep):
         Raises:
             ValueError: If the coordinates are others.
         """
-        z = _sign(coordinates) * (end.tau - start.tau)
+        z = _rate(coordinates) * (end.tau - start.tau)
         inner = [
             coordinates.at_tau(start.tau + c * (end.tau - start.tau)) for c in self.tableau.c[1:]
         ]
@@ -337,7 +335,7 @@ class DPMSinglestep(LinearScheme):
         Raises:
             ValueError: If the coordinates are others than `LogData` or `LogNoise`.
         """
-        sign, clock = _sign(coordinates), coordinates.clock(grid)
+        rate, clock = _rate(coordinates), coordinates.clock(grid)
         steps: list[tuple[int, list[Line]]] = []
         for size in self.groups(len(grid.tau) - 1):
             start = len(steps)
@@ -345,7 +343,7 @@ class DPMSinglestep(LinearScheme):
             inner = (tau[1:-1] / tau[-1]).tolist()
             tableau = (dpm_solver_1, dpm_solver_2, dpm_solver_3)[size - 1](*inner)
             clocks = [clock[n] - clock[start] for n in range(start + 1, start + size + 1)]
-            for n, row in enumerate(tableau.weights(sign * tau[-1:], clocks), start=start):
+            for n, row in enumerate(tableau.weights(rate * tau[-1:], clocks), start=start):
                 weights = {start + j: weight[0] for j, weight in row.items()}
                 last = n == start + size - 1
                 steps.append((n, [Line(start, n + 1, weights, accept=last, evaluate=False)]))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..brownian import NoiseSource
+from ..brownian import Clock, NoiseSource
 from ..checkpoint import Carry
 from ..coordinates import Coordinates, Points
 from .scheme import Array, Scheme
@@ -25,7 +26,7 @@ Weights: TypeAlias = Mapping[int, float | Array]
 
 
 class Line(NamedTuple):
-    """One update ``u_target = u_base + Σ_e weights[e] N_e`` of a step.
+    """One update ``u_target = u_base + Σ_e weights[e] N_e + Σ_k noise[k] ξ_k`` of a step.
 
     Attributes:
         base: Point of the accepted state.
@@ -34,6 +35,7 @@ class Line(NamedTuple):
             direction of the coordinates.
         accept: Whether the result becomes the accepted state; else it is a trial.
         evaluate: Whether the slope at the result is evaluated next.
+        noise: Weights of draws of noise, by their place among those of the plan.
     """
 
     base: int
@@ -41,6 +43,29 @@ class Line(NamedTuple):
     weights: Weights
     accept: bool
     evaluate: bool
+    noise: Weights = MappingProxyType({})
+
+
+class Draw(NamedTuple):
+    """What a plan asks of its noise, once: a Brownian increment, or a space–time area.
+
+    Attributes:
+        kind: ``"increment"`` or ``"area"``.
+        a: Where the interval begins, a value of the clock.
+        b: Where it ends, ``a < b``.
+        clock: The clock; ``None`` for the variance ``σ²``.
+    """
+
+    kind: str
+    a: float
+    b: float
+    clock: Clock | None = None
+
+    def of(self, noise: NoiseSource, like: Tensor) -> Tensor:
+        """Draw it, in the shape of ``like``."""
+        source = noise if self.clock is None else noise.on(self.clock)
+        query = source.increment if self.kind == "increment" else source.area
+        return query(self.a, self.b, like)
 
 
 class Plan(NamedTuple):
@@ -50,11 +75,13 @@ class Plan(NamedTuple):
         points: Every point that a line names. A point at which slopes are evaluated twice is there
             twice.
         steps: For each step the point whose slope is evaluated first, at the state the step
-            before ended in, and its lines.
+            before ended in (``None`` if its first line says so), and its lines.
+        draws: The noise that lines name.
     """
 
     points: Points
-    steps: Sequence[tuple[int, Sequence[Line]]]
+    steps: Sequence[tuple[int | None, Sequence[Line]]]
+    draws: Sequence[Draw] = ()
 
 
 class LinearScheme(Scheme):
@@ -86,14 +113,18 @@ class _Update(NamedTuple):
 
     keep: Coefficient
     terms: tuple[tuple[int, Coefficient], ...]
+    noise: tuple[tuple[int, Coefficient], ...]
     accept: bool
     lerp: bool  # one term, and coefficients that sum to 1
 
 
 class _Segment(NamedTuple):
-    """An evaluation, the slot that its slope goes to, and the updates until the next one."""
+    """An evaluation, the slot that its slope goes to, and the updates until the next one.
 
-    at: Evaluation
+    The first segment of a step may have none.
+    """
+
+    at: Evaluation | None
     slot: int
     updates: tuple[_Update, ...]
 
@@ -113,11 +144,28 @@ class Runner:
         view: The problem.
         plan: The steps.
         end: The step to ``σ = 0``, from the state ``x̂``.
+        coordinates: Coordinates of the plan, if they are not those of the view.
+        noise: Source of the plan's draws.
+        last: Step that ``end`` takes, after the plan's step of that number if there is one.
     """
 
-    def __init__(self, view: View, plan: Plan, end: Map | None = None) -> None:
-        self._view, self._end = view, end
-        self._steps, self._kept, self._count = _compile(view, plan)
+    def __init__(
+        self,
+        view: View,
+        plan: Plan,
+        end: Map | None = None,
+        *,
+        coordinates: Coordinates | None = None,
+        noise: NoiseSource | None = None,
+        last: int | None = None,
+    ) -> None:
+        self._view, self._end, self._noise, self.draws = view, end, noise, plan.draws
+        self._last = len(plan.steps) if last is None else last
+        self._steps, self._kept, self._count = _compile(view, plan, coordinates)
+        self._drawn: dict[int, Tensor] = {}
+        self._needed = {
+            k: n for n, (_, lines) in enumerate(plan.steps) for line in lines for k in line.noise
+        }
         self._trials = any(not u.accept for step in self._steps for s in step for u in s.updates)
         self._reuse = False
         self._latest = self._accepted = self._trial = view.like
@@ -129,16 +177,18 @@ class Runner:
             return self._end(z)
         if n == 0:
             self._begin(z)
+            self._drawn.clear()
         if n == 0 or z is not self._latest:
             self._latest = self._accepted = self._accepted.copy_(z) if self._reuse else z
         latest, self._accepted = self._take(
             n, self._latest, self._accepted, self._trial, self._slots, reuse=self._reuse
         )
         self._latest = latest
+        self._drawn = {k: drawn for k, drawn in self._drawn.items() if self._needed[k] > n}
         if n == len(self._steps) - 1:  # nothing is kept until the next solve, no graph either
             self._latest = self._accepted = self._trial = self._view.like
             self._slots = []
-        return latest
+        return self._end(latest) if n == self._last and self._end is not None else latest
 
     def advance(self, n: int, carry: Carry) -> Carry:
         """Take step ``n`` from all that it depends on: the first step from ``(z,)``.
@@ -183,17 +233,26 @@ class Runner:
     ) -> tuple[Tensor, Tensor]:
         """Take a step of the plan; return the state it ends in, and the accepted one."""
         for at, slot, updates in self._steps[n]:
-            denoised = self._view.evaluate(latest, at)
-            if slot == _RAW:
-                slots[slot] = denoised
-            else:
-                slots[slot] = _slope(denoised, latest, at.state, slots[slot] if reuse else None)
+            if at is not None:
+                denoised = self._view.evaluate(latest, at)
+                if slot == _RAW:
+                    slots[slot] = denoised
+                else:
+                    slots[slot] = _slope(denoised, latest, at.state, slots[slot] if reuse else None)
             for update in updates:
                 out = (accepted if update.accept else trial) if reuse else None
-                latest = _combine(accepted, update, slots, out)
+                noise = [(self._draw(k, accepted), weight) for k, weight in update.noise]
+                latest = _combine(accepted, update, slots, noise, out)
                 if update.accept:
                     accepted = latest
         return latest, accepted
+
+    def _draw(self, k: int, like: Tensor) -> Tensor:
+        """Return draw ``k``, which other lines may need again."""
+        if k not in self._drawn:
+            assert self._noise is not None
+            self._drawn[k] = self._view.rotate(self.draws[k].of(self._noise, like))
+        return self._drawn[k]
 
 
 def traced() -> bool:
@@ -241,20 +300,22 @@ class _Slots:
         self._free += [slot for slot in map(self._of.pop, done) if slot != _RAW]
 
 
-def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], list[list[int]], int]:
+def _compile(
+    view: View, plan: Plan, coordinates: Coordinates | None
+) -> tuple[list[list[_Segment]], list[list[int]], int]:
     """Turn weights of ``N`` in ``u`` into weights of slopes in ``x̂``, and give slopes their slots.
 
     Returns:
         The steps; the slots that are in use before each step, and after the last; the number of slots.
     """
-    form = view.linear_form(plan.points)
+    form = view.linear_form(plan.points, coordinates)
     evaluations = view.evaluations(plan.points, form)
     slots = _Slots(plan)
     steps, kept = [], [slots.used()]
     at_accepted = True  # whether the next slope is evaluated at the accepted state
     for n, (start, lines) in enumerate(plan.steps):
-        segments: list[_Segment] = []
-        evaluated: int | None = start
+        segments = [_Segment(None, _RAW, ())] if start is None else []
+        evaluated = start
         for i, line in enumerate(lines):
             h = form.h[line.target]
             keep = h / form.h[line.base]
@@ -271,7 +332,8 @@ def _compile(view: View, plan: Plan) -> tuple[list[list[_Segment]], list[list[in
             newest_first = sorted(weights, reverse=True)
             terms = tuple((slots[e], view.coefficient(weights[e])) for e in newest_first)
             lerp = _is_lerp(keep, weights)
-            update = _Update(view.coefficient(keep), terms, line.accept, lerp)
+            noise = tuple((k, view.coefficient(h * w)) for k, w in line.noise.items())
+            update = _Update(view.coefficient(keep), terms, noise, line.accept, lerp)
             segments[-1] = segments[-1]._replace(updates=(*segments[-1].updates, update))
             slots.release(n, i)
             evaluated, at_accepted = (line.target if line.evaluate else None), line.accept
@@ -295,19 +357,25 @@ def _slope(denoised: Tensor, z: Tensor, state: Coefficient, out: Tensor | None) 
     return torch.add(denoised, z, alpha=state, out=out)
 
 
-def _combine(z: Tensor, update: _Update, slots: Sequence[Tensor], out: Tensor | None) -> Tensor:
-    """Return ``keep z + Σ weight slots[slot]``, written to ``out`` (which may be ``z``) if given."""
+def _combine(
+    z: Tensor,
+    update: _Update,
+    slots: Sequence[Tensor],
+    noise: Sequence[tuple[Tensor, Coefficient]],
+    out: Tensor | None,
+) -> Tensor:
+    """Return ``keep z + Σ weight slots[slot]`` and noise, written to ``out`` (or ``z``) if given."""
+    total, terms = z, [*((slots[slot], weight) for slot, weight in update.terms), *noise]
     if update.lerp:
-        ((slot, weight),) = update.terms
-        return torch.lerp(z, slots[slot], weight, out=out)
-    total = z
-    if isinstance(update.keep, Tensor) or update.keep != 1.0:
+        (slope, share), *terms = terms
+        total = torch.lerp(z, slope, share, out=out)
+    elif isinstance(update.keep, Tensor) or update.keep != 1.0:
         total = torch.mul(z, update.keep, out=out)
-    for slot, weight in update.terms:
+    for term, weight in terms:
         if isinstance(weight, Tensor):
-            total = torch.addcmul(total, slots[slot], weight, out=out)
+            total = torch.addcmul(total, term, weight, out=out)
         else:
-            total = torch.add(total, slots[slot], alpha=weight, out=out)
+            total = torch.add(total, term, alpha=weight, out=out)
     if total is z and out is not z:  # a step that changes nothing
         total = z.clone() if out is None else out.copy_(z)
     return total

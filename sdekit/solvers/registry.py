@@ -192,6 +192,8 @@ def methods() -> Registry:
         "Published multistep samplers": catalogue.multistep,
         "Published one-step samplers": catalogue.one_step,
         "Runge–Kutta schemes": catalogue.runge_kutta,
-        "Stochastic samplers": catalogue.stochastic,
+        "Reverse SDEs": catalogue.stochastic,
+        "Stochastic Runge–Kutta schemes": catalogue.runge_kutta_with_noise,
+        "Flow with noise between": catalogue.flow_with_noise,
     }
     return Registry({name: tuple(family()) for name, family in families.items()})
