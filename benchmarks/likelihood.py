@@ -52,7 +52,7 @@ LAWS: dict[str, Law] = {
     "GaussianMixture.random(5, 8)": sk.GaussianMixture.random(5, 8, seed=0),
     "Product.random(3, 2)": sk.Product.random(3, 2, seed=0),
 }
-TOLERANCES = (1e-3, 1e-5, 1e-7)
+TOLERANCES = (1e-3, 1e-5, 1e-8)  # at the last one errors are below 1e-6
 ESTIMATORS: dict[str, sk.Divergence] = {
     "Hutchinson(12)": sk.Hutchinson(12),
     "Hutchinson(12, 'gaussian')": sk.Hutchinson(12, "gaussian"),

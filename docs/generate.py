@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import sdekit
 from sdekit.bench import suite
@@ -240,8 +241,82 @@ def proportionality(costs: Costs) -> str:
     return table(rows)
 
 
+def densities(record: dict[str, Any]) -> str:
+    """Worst errors of log-densities with the exact trace, by law, and the most evaluations."""
+    errors = record["errors"]
+    tolerances = list(record["worst_error"])
+    rows = [("law", *(f"`rtol={float(rtol):.0e}`" for rtol in tolerances))]
+    for law in dict.fromkeys(row["law"] for row in errors):
+        found = [row for row in errors if row["law"] == law]
+        worst = (
+            f"{max(row[f'error_{rtol}'] for row in found):.1e} "
+            f"({max(row[f'nfe_{rtol}'] for row in found)})"
+            for rtol in tolerances
+        )
+        rows.append((law, *worst))
+    rows.append(("all", *(f"**{value:.1e}**" for value in record["worst_error"].values())))
+    return table(rows)
+
+
+def traces(record: dict[str, Any]) -> str:
+    """How far estimates are off, and whether they know it."""
+    rows = [
+        (
+            "estimator",
+            "mean error, in its standard errors",
+            "spread, nats",
+            "spread / what they say",
+            "within 2 of their standard errors",
+        )
+    ]
+    rows += [
+        (
+            f"`{row['estimator']}`",
+            f"{row['mean_z']:.2g}",
+            f"{row['spread_nats']:.2g}",
+            f"{row['spread_over_said']:.2f}",
+            f"{100 * row['within_2_standard_errors']:.0f} %",
+        )
+        for row in record["estimators"]
+    ]
+    return table(rows)
+
+
+def digits_bits(record: dict[str, Any]) -> str:
+    """Bits per dimension of held-out digits."""
+    found: dict[float, dict[str, str]] = {}
+    for row in record["digits"]:
+        error = math.hypot(row["standard_error_of_images"], row["standard_error_of_probes"])
+        found.setdefault(row["sigma_min"], {})[row["given"]] = (
+            f"{row['bits_per_dim']:.2f} ± {error:.2f}"
+        )
+    rows = [("lowest σ", "the class is known", "it is not")]
+    rows += [(f"{low:g}", cells["class"], cells["no class"]) for low, cells in found.items()]
+    references = record["references_of_digits"]
+    return table(rows) + (
+        f"\n\nA Gaussian fitted to the training images needs {references['gaussian']:.2f} bits, a "
+        f"histogram for each pixel {references['independent_pixels']:.2f}."
+    )
+
+
+def noise_costs() -> str:
+    """Milliseconds of an increment, by source and shape of the state."""
+    cells = json.loads((RESULTS / "noise.json").read_text(encoding="utf-8"))["cells"]
+    found: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        shape = str(tuple(cell["shape"]))
+        found.setdefault(cell["source"], {})[shape] = cell["milliseconds"]
+    unit = found["torch.randn"]
+    rows = [("", *unit)]
+    for name, times in found.items():
+        texts = (f"{time:.3g} ({number(time / unit[shape])})" for shape, time in times.items())
+        rows.append((name, *texts))
+    return table(rows)
+
+
 def write_all() -> None:
     """Write every part."""
+    likelihood = json.loads((RESULTS / "likelihood.json").read_text(encoding="utf-8"))
     ratios = Ratios(read_suite(RESULTS / "suite.json"))
     costs = Costs(read_tolerances(RESULTS / "adaptive.json"))
     FOLDER.mkdir(exist_ok=True)
@@ -255,5 +330,9 @@ def write_all() -> None:
         "orders": orders(),
         "adaptive": costs_table(costs),
         "proportionality": proportionality(costs),
+        "densities": densities(likelihood),
+        "traces": traces(likelihood),
+        "digits": digits_bits(likelihood),
+        "noise": noise_costs(),
     }.items():
         (FOLDER / f"{name}.md").write_text(text + "\n", encoding="utf-8")

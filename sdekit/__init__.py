@@ -1,8 +1,10 @@
 """sdekit: solve the differential equations of diffusion models, and know how wrong each answer is."""
 
-from . import distributions, grids
+from . import distributions, eta, grids
 from .affine import AffineSDE
-from .brownian import GridPath, IndependentNoise
+from .brownian import GridPath, IndependentNoise, NoiseSource, TorchsdeNoise
+from .chains import Chain, langevin, ncsn_epsilon, ncsn_levels
+from .clock import Clock
 from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, Noise, Velocity
 from .denoisers import Conditioned, EDMDenoiser, FixedBatch
 from .digits import load_digits_denoiser
@@ -11,7 +13,9 @@ from .divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from .encoding import encode
 from .equidistribute import Pilot, equidistribute, run_pilot
 from .fitted import FittedGrid
+from .forward import simulate
 from .likelihood import Likelihood, log_likelihood
+from .path import BrownianPath
 from .preconditioned import GaussianPreconditioned, Preconditioned
 from .prepared import Prepared, prepare
 from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
@@ -23,13 +27,18 @@ from .solvers.adams import Adams
 from .solvers.bayesian import BayesianAdams, Prior
 from .solvers.control import Controller
 from .solvers.exponential import DPMSinglestep, ExponentialRK, ExponentialTableau
-from .solvers.langevin import PredictorCorrector
+from .solvers.langevin import (
+    AnnealedCorrector,
+    AnnealedLangevin,
+    LangevinCorrector,
+    PredictorCorrector,
+)
 from .solvers.noisy import Ancestral, Churn, Restart, Stochastic
 from .solvers.published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .solvers.registry import Method, Solver, methods
 from .solvers.rk import RungeKutta
 from .solvers.scheme import Scheme
-from .solvers.stochastic import EulerMaruyama, ReverseDiffusion
+from .solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion
 from .solvers.stochastic_rk import NoiseTableau, StochasticRK
 from .solvers.tableaus import Tableau
 from .solvers.variable_adams import VariableAdams
@@ -44,8 +53,13 @@ __all__ = [
     "Adams",
     "AffineSDE",
     "Ancestral",
+    "AnnealedCorrector",
+    "AnnealedLangevin",
     "BayesianAdams",
+    "BrownianPath",
+    "Chain",
     "Churn",
+    "Clock",
     "Conditioned",
     "Controller",
     "Coordinates",
@@ -72,12 +86,15 @@ __all__ = [
     "Hutchinson",
     "IndependentNoise",
     "Interpolated",
+    "LangevinCorrector",
     "Likelihood",
     "LogData",
     "LogNoise",
     "Method",
+    "Milstein",
     "Native",
     "Noise",
+    "NoiseSource",
     "NoiseTableau",
     "Pilot",
     "Preconditioned",
@@ -100,19 +117,25 @@ __all__ = [
     "StochasticRK",
     "SubVP",
     "Tableau",
+    "TorchsdeNoise",
     "UniPC",
     "VariableAdams",
     "Velocity",
     "distributions",
     "encode",
     "equidistribute",
+    "eta",
     "grids",
+    "langevin",
     "load_digits_denoiser",
     "log_likelihood",
     "methods",
+    "ncsn_epsilon",
+    "ncsn_levels",
     "prepare",
     "run_pilot",
     "sample",
+    "simulate",
     "solve",
     "tableaus",
 ]

@@ -51,7 +51,7 @@ class Coordinates(ABC):
 
     @property
     def growth(self) -> float | None:
-        """Rate ``r`` at which ``dW/dλ`` grows, ``exp(r λ)``, where the clock is an exponential of it."""
+        """Rate ``r`` at which ``dW/dλ`` grows, ``exp(r λ)``, where the clock is such an exponential."""
         return None
 
     @property

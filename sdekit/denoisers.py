@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "EDMDenoiser",
     "FixedBatch",
     "known_sigma_data",
+    "layers",
     "model_of",
     "trained_range",
 ]
@@ -31,7 +32,7 @@ def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
     They are its attributes ``sigma_max`` and ``sigma_min``, also of one that is wrapped in
     ``functools.partial`` to fix its conditioning; ``(inf, 0.0)`` for one that does not say.
     """
-    denoiser = _unwrap(denoiser)
+    *_, denoiser = layers(denoiser)
     return (
         float(getattr(denoiser, "sigma_max", math.inf)),
         float(getattr(denoiser, "sigma_min", 0.0)),
@@ -40,15 +41,18 @@ def trained_range(denoiser: Callable[..., Tensor]) -> tuple[float, float]:
 
 def known_sigma_data(denoiser: Callable[..., Tensor]) -> float | None:
     """Return the denoiser's attribute ``sigma_data``, the standard deviation of its data, if any."""
-    value = getattr(_unwrap(denoiser), "sigma_data", None)
+    *_, denoiser = layers(denoiser)
+    value = getattr(denoiser, "sigma_data", None)
     value = math.nan if value is None else float(value)
     return value if 0 < value < math.inf else None
 
 
-def _unwrap(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def layers(denoiser: Callable[..., Tensor]) -> Iterator[Callable[..., Tensor]]:
+    """Go through a denoiser's wrappers, outermost first, to what they wrap."""
     while isinstance(denoiser, functools.partial | Conditioned | FixedBatch):
+        yield denoiser
         denoiser = denoiser.func
-    return denoiser
+    yield denoiser
 
 
 class Conditioned:
@@ -58,15 +62,15 @@ class Conditioned:
     leave with them: ``functools.partial`` cannot do that.
 
     Args:
-        func: ``(x_hat, sigma, **conditioning) -> x0_hat``.
-        **conditioning: Tensors with one entry per sample, ``(B, …)``.
+        func: ``(x_hat, sigma, **conditioning) -> x0_hat``; it may be wrapped in either itself.
+        **conditioning: Tensors with one entry per sample, ``(B, …)``, of any names.
 
     Raises:
         TypeError: If something else than a tensor is given; ``functools.partial`` fixes what is the
             same for all samples.
     """
 
-    def __init__(self, func: Callable[..., Tensor], **conditioning: Tensor) -> None:
+    def __init__(self, func: Callable[..., Tensor], /, **conditioning: Tensor) -> None:
         for name, value in conditioning.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 raise TypeError(
@@ -82,11 +86,10 @@ class Conditioned:
             name: value[torch.as_tensor(samples, device=value.device)]
             for name, value in self.conditioning.items()
         }
-        func = self.func.rows(samples) if hasattr(self.func, "rows") else self.func
-        return Conditioned(func, **parts)
+        return Conditioned(model_of(self.func, samples), **parts)
 
-    def __call__(self, x_hat: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise ``(B, *event)`` with the conditioning of each sample.
+    def __call__(self, x_hat: Tensor, sigma: float | Tensor, /, **more: object) -> Tensor:
+        """Denoise ``(B, *event)`` with the conditioning of each sample, and with ``more``.
 
         Raises:
             ValueError: If there is conditioning for another number of samples.
@@ -94,7 +97,7 @@ class Conditioned:
         for name, value in self.conditioning.items():
             if len(value) != len(x_hat):
                 raise ValueError(f"{name} is for {len(value)} samples, the batch has {len(x_hat)}")
-        return self.func(x_hat, sigma, **self.conditioning)
+        return self.func(x_hat, sigma, **self.conditioning | more)
 
 
 class FixedBatch:
@@ -116,8 +119,11 @@ class FixedBatch:
     def __init__(self, func: Callable[..., Tensor], size: int) -> None:
         if size < 1:
             raise ValueError(f"size = {size}; it must be at least 1")
-        fixed = func.keywords.values() if isinstance(func, functools.partial) else ()
-        if isinstance(func, Conditioned) or any(isinstance(v, Tensor) and v.ndim for v in fixed):
+        inside = list(layers(func))
+        fixed = [v for f in inside if isinstance(f, functools.partial) for v in f.keywords.values()]
+        if any(isinstance(f, Conditioned) for f in inside) or any(
+            isinstance(v, Tensor) and v.ndim for v in fixed
+        ):
             raise ValueError(
                 "conditioning per sample cannot be inside of FixedBatch, whose calls are of other "
                 "samples; write Conditioned(FixedBatch(denoiser, size), ...)"
@@ -125,14 +131,17 @@ class FixedBatch:
         self.func = func
         self.size = size
 
-    def __call__(self, x_hat: Tensor, sigma: float | Tensor, **conditioning: Tensor) -> Tensor:
-        """Denoise ``(B, *event)`` in calls of ``size`` samples."""
+    def __call__(self, x_hat: Tensor, sigma: float | Tensor, /, **conditioning: object) -> Tensor:
+        """Denoise ``(B, *event)`` in calls of ``size`` samples; tensors have an entry for each."""
         sigma = _per_sample(sigma, x_hat)
         parts = []
         for first in range(0, len(x_hat), self.size):
             rows = torch.arange(first, first + self.size, device=x_hat.device)
             rows = rows.clamp(max=len(x_hat) - 1)
-            fixed = {name: value[rows] for name, value in conditioning.items()}
+            fixed = {
+                name: value[rows] if isinstance(value, Tensor) else value
+                for name, value in conditioning.items()
+            }
             parts.append(self.func(x_hat[rows], sigma[rows], **fixed))
         return torch.cat(parts)[: len(x_hat)]
 
@@ -140,9 +149,16 @@ class FixedBatch:
 def model_of(
     model: Callable[..., Tensor], samples: NDArray[np.int64] | None
 ) -> Callable[..., Tensor]:
-    """Return the model of some samples of a batch, if it knows one from the other."""
-    rows = None if samples is None else getattr(model, "rows", None)
-    return model if rows is None else rows(samples)
+    """Return the model of some samples of a batch: with their conditioning, if it is `Conditioned`."""
+    if samples is None:
+        return model
+    if isinstance(model, Conditioned):
+        return model.rows(samples)
+    if isinstance(model, functools.partial):
+        func = model_of(model.func, samples)
+        if func is not model.func:
+            return functools.partial(func, *model.args, **model.keywords)
+    return model
 
 
 class EDMDenoiser(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .coordinates import Native
+from .denoisers import layers
 from .sde import ForwardSDE, Model, ProbabilityFlow, ReverseSDE
 from .solvers.registry import Solver, methods
 from .solvers.view import Problem, View
@@ -75,7 +76,9 @@ def named_solver(method: str | Solver) -> Solver:
 def default_method(*, flow: bool, affine: bool, adaptive: bool) -> str:
     """Return the name of the method taken when none is given."""
     if not flow:
-        return "euler_maruyama" if affine else "euler_maruyama_t"
+        if not affine:
+            return "euler_maruyama_t"
+        return "shark_theta" if adaptive else "stochastic_adams2"
     if not affine:
         return "dopri5_t" if adaptive else "adams2_t"
     return "variable_adams" if adaptive else "bayesian_adams"
@@ -128,9 +131,10 @@ def choose_solver(
 
 def check_rows(model: Model, x: Tensor, *, per_sample: bool) -> None:
     """Refuse conditioning per sample that cannot follow samples which leave the batch."""
-    if not per_sample or not isinstance(model, functools.partial) or len(x) < 2:
+    if not per_sample or len(x) < 2:
         return
-    for name, value in model.keywords.items():
+    partials = [f for f in layers(model) if isinstance(f, functools.partial)]
+    for name, value in (item for f in partials for item in f.keywords.items()):
         if isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(x):
             raise ValueError(
                 f"{name} has an entry for each of {len(x)} samples, which leave the batch one by one "
@@ -265,12 +269,12 @@ def _check_times(times: Array, sde: ForwardSDE) -> Array:
     return times
 
 
-def check_steps(steps: int) -> int:
+def check_steps(steps: int, name: str = "steps") -> int:
     """Refuse what is not a positive whole number."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        raise TypeError(f"steps is a {type(steps).__name__}; it must be a whole number")
+        raise TypeError(f"{name} is a {type(steps).__name__}; it must be a whole number")
     if steps < 1:
-        raise ValueError(f"steps = {steps}; it must be at least 1")
+        raise ValueError(f"{name} = {steps}; it must be at least 1")
     return int(steps)
 
 

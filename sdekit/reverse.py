@@ -133,11 +133,11 @@ class ReverseCoordinates(Coordinates):
 
     def h(self, p: Points) -> Array:
         """``h g``."""
-        return self.base.h(p) * self.damping(p.sigma)
+        return self.base.h(self.base.at(p.sigma)) * self.damping(p.sigma)
 
     def field(self, p: Points) -> tuple[Array, Array]:
         """``A g`` and ``B``."""
-        A, B = self.base.field(p)
+        A, B = self.base.field(self.base.at(p.sigma))
         with np.errstate(invalid="ignore"):
             return np.where(A == 0, 0.0, A * self.damping(p.sigma)), B
 
@@ -214,8 +214,28 @@ class ReverseCoordinates(Coordinates):
         rate: Array = self.eta.squared(sigma) * sigma / (sigma**2 + self._gap)
         return -2 * self.noise_time(sigma) * rate
 
+    def timed(self) -> NoiseTime:
+        """Return the same coordinates with the noise's clock as their ``τ``."""
+        return NoiseTime(self.base, self.eta)
+
     def sigma_at(self, time: Array) -> Array:
         """Noise level where the noise's clock says ``V``: the inverse of `noise_time`."""
         if self._gap is None:
             return np.sqrt(time)
         return self.eta.sigma(time**-0.5, self._gap)
+
+
+class NoiseTime(ReverseCoordinates):
+    """`ReverseCoordinates` with the noise's clock for ``τ``: ``dv = w N dV + dB(V)``."""
+
+    def tau(self, sigma: Array) -> Array:
+        """``V``."""
+        return self.noise_time(sigma)
+
+    def sigma(self, tau: Array) -> Array:
+        """Noise level at ``V``."""
+        return self.sigma_at(tau)
+
+    def sigma_rate(self, p: Points) -> Array:
+        """``dσ/dV``."""
+        return 1 / self.time_rate(p.sigma)

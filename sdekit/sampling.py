@@ -12,11 +12,10 @@ from torch import Tensor
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
-from .inputs import check_rows, check_tolerances, named_solver
+from .inputs import check_rows, check_steps, check_tolerances, named_solver
 from .prepared import set_up
 from .sde import Model
 from .solution import Solution, SolveError, Stats
-from .solvers.dense import Dense
 from .solvers.fixed import integrate_fixed
 from .solvers.march import Tolerances
 from .solvers.registry import Solver
@@ -62,8 +61,8 @@ def solve(
             solve keeps its dtype and device.
         method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
             known: ``"bayesian_adams"`` on a fixed grid, ``"variable_adams"`` with a tolerance,
-            ``"euler_maruyama"`` for a reverse SDE; for a general SDE ``"adams2_t"``, ``"dopri5_t"``
-            and ``"euler_maruyama_t"``.
+            ``"stochastic_adams2"`` and ``"shark_theta"`` for a reverse SDE; for a general SDE
+            ``"adams2_t"``, ``"dopri5_t"`` and ``"euler_maruyama_t"``.
         steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
             no more calls than this; one that estimates ``sigma_data`` takes a step less.
         sigmas: Strictly decreasing noise levels, for affine processes; for a flow also increasing.
@@ -72,12 +71,13 @@ def solve(
         rtol: Relative tolerance per step and sample, for methods with an error estimate.
         atol: Absolute tolerance; ``rtol`` if not given.
         ending: How the data are reached from the lowest level: ``"stop"`` there, ``"denoise"`` by a
-            last step ``x̂ = D(x̂, σ)``, or ``"half"`` by half of that step, ``(x̂ + D)/2``. For Gaussian
-            data of variance ``s²`` the results have variance ``s² + σ²``, ``s² − s² σ²/(s² + σ²)``
-            and ``s² + σ⁴/(4 (s² + σ²))``.
+            last step ``x̂ = D(x̂, σ)``, or ``"half"`` by half of that step, ``(x̂ + D)/2``. For
+            Gaussian data of variance ``s²`` the results have variance ``s² + σ²``, ``s² − s² σ²/(s² +
+            σ²)`` and ``s² + σ⁴/(4 (s² + σ²))``.
         sigma_data: Standard deviation of the data, for methods and grids that use it. If not given
             it is the denoiser's attribute ``sigma_data``, or estimated by one call of the denoiser,
             which is counted and, with ``steps``, taken off them. A wrong value costs accuracy only.
+            An estimate is one number for the batch, and that of a batch of one is another.
         seed: Seed of the noise of a stochastic method, or one seed per sample.
         noise: Source of noise, instead of a seed.
         trajectory: Whether to keep the states at all grid points; steps that are adaptive do not
@@ -85,9 +85,11 @@ def solve(
         dense: Whether to keep what gives the states at any level that adaptive steps have passed,
             in ``solution.dense``.
         stepping: Who shares adaptive steps: ``"sample"``, nobody, so that a sample's result does not
-            depend on its batch, and samples that have arrived are not evaluated again (conditioning
-            then goes into `sdekit.Conditioned`); or ``"batch"``, everyone.
-        max_nfe: Budget of network evaluations per sample of an adaptive solve.
+            depend on its batch (but through an estimate of ``sigma_data``), and samples that have
+            arrived are not evaluated again (conditioning then goes into `sdekit.Conditioned`); or
+            ``"batch"``, everyone.
+        max_nfe: Most network evaluations per sample of an adaptive solve, all included. A sample that
+            cannot pay for its next step, or for the last one to the data, stays where it is.
         checkpoint: Whether gradients take steps again, a few times, instead of keeping what all of
             them computed: memory then does not grow with the number of steps. Adaptive steps are
             searched without gradients and taken once more, which is not counted.
@@ -120,12 +122,9 @@ def solve(
         ending=ending,
         sigma_data=sigma_data,
     )
-    output: Dense | None = None
-    stopped = np.array([])
+    output, stopped = None, np.array([])
     if rtol is not None:
         check_rows(problem.model, x, per_sample=stepping == "sample")
-        to_data = grid[-1] == 0 and view.symbol == "σ"
-        output = Dense(view, x, (grid[0], grid[-2 if to_data else -1])) if dense else None
         solved = solve_adaptively(
             solver.scheme,
             view,
@@ -133,14 +132,15 @@ def solve(
             grid,
             Tolerances(*check_tolerances(rtol, atol, x.dtype)),
             ending=ending,
-            max_nfe=max_nfe,
+            max_nfe=check_steps(max_nfe, "max_nfe") - calls,
             per_sample=stepping == "sample",
             trajectory=trajectory,
-            dense=output,
+            dense=dense,
             checkpoint=checkpoint,
             progress=progress,
+            noise=IndependentNoise(seed) if noise is None else noise,
         )
-        final, path, work = solved.x, solved.trajectory, solved.work
+        final, path, output, work = solved.x, solved.trajectory, solved.dense, solved.work
         nfe = np.broadcast_to(work.nfe + calls, len(x))
         stats = Stats(int(work.steps.max(initial=0)), nfe, int(work.rejected.sum()))
         stopped = np.flatnonzero(np.broadcast_to(work.exhausted, len(x)))

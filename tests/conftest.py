@@ -1,4 +1,4 @@
-"""Problems with an exact solution that the tests share."""
+"""Problems with an exact solution that the tests share, and a look into adaptive solves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from sdekit.distributions import Gaussian, Product
+from sdekit.solvers.pairs import PairMarch
+from sdekit.solvers.variable_adams import AdamsMarch
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give
 
@@ -24,3 +26,21 @@ def gaussian() -> Gaussian:
     basis, _ = np.linalg.qr(rng.normal(size=(8, 8)))
     spectrum = np.array([2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
     return Gaussian(rng.normal(size=8) * 0.3, (basis * spectrum) @ basis.T)
+
+
+@pytest.fixture
+def judged(monkeypatch) -> list[tuple]:
+    """Every trial of every group of an adaptive solve: ``(group, τ, dt, error, accepted)``."""
+    rows: list[tuple] = []
+
+    def logging(original):
+        def judge(self, trial, errors, dt):
+            accept = original(self, trial, errors, dt)
+            rows.extend(zip(trial.groups, trial.start.tau, dt, errors[0], accept, strict=True))
+            return accept
+
+        return judge
+
+    for march in (PairMarch, AdamsMarch):
+        monkeypatch.setattr(march, "judge", logging(march.judge))
+    return rows

@@ -8,9 +8,8 @@ import math
 import pytest
 import torch
 import torchdiffeq
+from helpers import PeakMemory
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import sdekit as sk
 from sdekit.checkpoint import checkpointed
@@ -271,33 +270,6 @@ def test_the_adjoint_of_torchdiffeq_agrees(net, x):
 
 
 # ---- what it costs ----
-
-
-class PeakMemory(TorchDispatchMode):
-    """Measures the most bytes of storages alive at once, to 1 %.
-
-    Storages are counted when an operation returns them, and found dead by weak references.
-    These are looked at only where the peak could have been passed, else it would take for ever.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.bound = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                    self.bound += storage.nbytes()
-        if self.bound > 1.01 * self.peak:
-            self.sizes = {k: v for k, v in self.sizes.items() if not v[0].expired()}
-            self.bound = sum(size for _, size in self.sizes.values())
-            self.peak = max(self.peak, self.bound)
-        return result
 
 
 def peak_memory(method: str, steps: int, *, checkpoint: bool) -> float:

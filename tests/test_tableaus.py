@@ -198,6 +198,8 @@ def test_the_low_error_of_dop853():
     embedded = tuple(np.subtract(tableau.b, tableau.b_error_low))
     assert max(d for k in (1, 2, 3) for d in defects(tableau, embedded, k)) < 1e-14
     assert max(defects(tableau, embedded, 4)) > 1e-2
+    assert tableau.error_order_low == 3
+    assert tableau.estimate_order == theirs.error_estimator_order
 
     problem, t, dt, scale = PROBLEMS["vector"], 0.3, 0.25, np.array([1e-6, 3e-6])
     solver = theirs(problem.slope, t, problem.solution(t), t + dt, first_step=dt, rtol=1, atol=1)
@@ -275,6 +277,7 @@ INVALID = {
     "give that, too": {"b_error": None, "error_order": None, "b_error_low": BOSH3.b_error},
     "3 error weights for 4 stages": {"b_error_low": (0.5, -0.25, -0.25)},
     "must sum to 0": {"b_error_low": (float("nan"),) * 4},
+    "b_error_low and error_order_low": {"b_error_low": BOSH3.b_error},
 }
 
 

@@ -68,14 +68,6 @@ def begun(
     return march, (u, memory)
 
 
-def own_clock(name):
-    """The coordinates, or a known fault of others than those with a clock of their own."""
-    fault = pytest.mark.xfail(
-        strict=True, reason="clock_quadrature cuts all steps as it does the longest in the batch"
-    )
-    return name if COORDINATES[name].has_own_clock else pytest.param(name, marks=fault)
-
-
 class Weights(NamedTuple):
     """The columns of a trial's table: numbers, or rows over slopes."""
 
@@ -102,7 +94,7 @@ def planned(past, order, dt, coordinates=COORDINATES["Noise"], start=None, model
     past = np.asarray(past, dtype=float)
     u = torch.ones((1, 2), dtype=DOUBLE)
     march, _ = begun(past, 0.0, u, order, coordinates=coordinates, model=model)
-    trial = march.plan(np.array([0]), None, past[:1], np.array([dt]))
+    trial = march.plan(np.array([0]), None, past[:1], past[:1] + dt)
     return Weights.of(march, trial), trial
 
 
@@ -278,7 +270,7 @@ def test_unknown_slopes_have_no_weight():
         np.testing.assert_allclose(weights.predict, full.predict, rtol=1e-12, atol=1e-16)
 
 
-@pytest.mark.parametrize("name", [own_clock(name) for name in COORDINATES])
+@pytest.mark.parametrize("name", COORDINATES)
 def test_groups_are_planned_alike_alone_and_together(name):
     """Weights are those of one sample, to the last bit, whatever the orders and steps of the others."""
     rng, coordinates, count = np.random.default_rng(0), COORDINATES[name], 9
@@ -291,9 +283,10 @@ def test_groups_are_planned_alike_alone_and_together(name):
     u = torch.ones((count, 2), dtype=DOUBLE)
     march, _ = begun(past, 0.0, u, 1, coordinates=coordinates)
     march.order, march.known = order, np.minimum(order + rng.integers(0, 2, count), 13)
-    together = Weights.of(march, march.plan(np.arange(count), None, past[:, 0], dt))
+    start, end = past[:, 0], past[:, 0] + dt
+    together = Weights.of(march, march.plan(np.arange(count), None, start, end))
     for n in range(count):
-        part = march.plan(np.array([n]), np.array([n]), past[n : n + 1, 0], dt[n : n + 1])
+        part = march.plan(np.array([n]), np.array([n]), start[n : n + 1], end[n : n + 1])
         alone = Weights.of(march, part)
         for field in Weights._fields:
             a, b = getattr(together, field)[n : n + 1], getattr(alone, field)
@@ -348,9 +341,9 @@ def test_errors_are_differences_of_correctors(ratios, k, seed, again, more):
     march.view.problem.model = lambda x, sigma: (
         asked.append((x.item(), sigma.item())) or (elementwise(x, sigma))
     )
-    trial = march.plan(np.array([0]), None, np.array([start]), np.array([dt]))
-    attempt = march.attempt(trial, carry)
     end = start + dt
+    trial = march.plan(np.array([0]), None, np.array([start]), np.array([end]))
+    attempt = march.attempt(trial, carry)
 
     def slope(z):
         return (z - np.tanh(3 * z) / (1 + end**2)) / end
@@ -384,7 +377,7 @@ def test_a_rejected_trial_leaves_no_trace():
     u = torch.ones((2, 1), dtype=DOUBLE)
     march, carry = begun(past, torch.ones(2, 3, 1, dtype=DOUBLE), u, 3)
     before = march.tau.copy()
-    trial = march.plan(np.arange(2), None, past[:, 0], np.array([-0.1, -0.2]))
+    trial = march.plan(np.arange(2), None, past[:, 0], past[:, 0] - np.array([0.1, 0.2]))
     attempt = march.attempt(trial, carry)
     accept = march.judge(
         trial, np.array([[2.0, 0.5], [1.0, 1.0], [1.0, 1.0]]), np.array([0.1, 0.2])
@@ -394,12 +387,11 @@ def test_a_rejected_trial_leaves_no_trace():
     np.testing.assert_array_equal(march.tau[1, 1:], before[1, :-1])
     assert march.tau[1, 0] == 1.0 - 0.2
     assert march.known.tolist() == [3, 4]
-    state, slopes = march.commit(trial, carry, attempt, accept)
-    assert torch.equal(state[0], u[0])
-    assert torch.equal(state[1], attempt.u[1])
-    assert torch.equal(slopes[0], carry[1][0])
-    assert torch.equal(slopes[1, 0], attempt.slopes[0][1])
-    assert torch.equal(slopes[1, 1:], carry[1][1, :-1])
+    assert march.kept(carry, attempt) is carry
+    state, slopes = march.commit(carry, attempt)
+    assert torch.equal(state, attempt.u)
+    assert torch.equal(slopes[:, 0], attempt.slopes[0])
+    assert torch.equal(slopes[:, 1:], carry[1][:, :-1])
 
 
 # ---- orders, at orders and steps that are held ----
@@ -433,13 +425,13 @@ def held(k, n, *, high=1.2, low=0.1, again=False, damage=None, batch=8):
     )
     for step in range(n):
         tau = np.array([start + step * dt])
-        trial = march.plan(np.array([0]), None, tau, np.array([dt]))
+        trial = march.plan(np.array([0]), None, tau, tau + dt)
         trial = trial if damage is None else damage(march, trial)
         attempt = march.attempt(trial, carry)
         accept = march.judge(trial, np.array([[0.5], [np.inf], [np.inf]]), np.array([abs(dt)]))
         assert accept.all()
         assert march.order == k
-        carry = march.commit(trial, carry, attempt, accept)
+        carry = march.commit(carry, attempt)
     x_hat = view.exit(np.array([low]), unscaled=False)(carry[0])
     return float((x_hat - law.flow(x, high, low)).square().mean().sqrt())
 
@@ -517,7 +509,7 @@ def judged(errors, *, order=3, known=8, dt=0.1, starting=False, failed=False, pr
     past = 5 + 0.1 * np.arange(known)
     march, _ = begun(past, 0.0, u, order, scheme=sk.VariableAdams(top))
     march.starting[:], march.failed[:], march.size[:] = starting, failed, proposed
-    trial = march.plan(np.array([0]), None, past[:1], np.array([-dt]))
+    trial = march.plan(np.array([0]), None, past[:1], past[:1] - dt)
     (accept,) = march.judge(trial, np.array(errors, dtype=float)[:, None], np.array([dt]))
     return accept, march.order[0], march.size[0] / dt, march
 
@@ -688,8 +680,8 @@ def test_a_jump_of_the_slope_is_stepped_over(log):
 # ---- what each sample does is its own ----
 
 
-@pytest.mark.parametrize("name", ["Noise", "Velocity", "Preconditioned", "Native"])
-def test_batches_do_not_matter_in_any_coordinates_with_a_clock(name):
+@pytest.mark.parametrize("name", [n for n in COORDINATES if COORDINATES[n] is not FRAME])
+def test_batches_do_not_matter_in_any_coordinates(name):
     """To the last bit: to be sure of rounding alone, over some starts of very different steps."""
     solver = Solver(sk.VariableAdams(), COORDINATES[name], sk.grids.log)
     flow = (VP if name == "Native" else EDM).probability_flow(elementwise)
@@ -731,7 +723,7 @@ def test_the_interpolant_has_the_order_of_the_step(k, name):
         march, carry = begun(
             past, torch.stack(slopes, 1), u[0], k, coordinates=coordinates, model=law
         )
-        trial = march.plan(np.array([0]), None, start, np.array([dt]))
+        trial = march.plan(np.array([0]), None, start, start + dt)
         attempt = march.attempt(trial, carry)
         interpolant = march.interpolant(trial, carry, attempt)
         worst = 0.0

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..coordinates import Coordinates, Points
 from .multistep import Multistep
 from .scheme import Array
+
+Basis: TypeAlias = Callable[[NDArray[np.int64], Array], Array]
+"""``basis(rows, tau)``: functions of intervals ``rows`` at points ``(n, q)``, as ``(k, n, q)``."""
 
 # Gauss–Legendre nodes per panel of a noise ratio of e: the integrands are analytic in a strip of
 # half-width π/2 around real λ, so that 16 nodes leave an error below 1e-20 of their size.
@@ -39,8 +46,7 @@ def lagrange_integrals(
     """Return ``∫ ℓ_j(τ) dW`` from ``begin`` to ``end`` for Lagrange's basis at nodes.
 
     Nothing is expanded in powers or in closed forms that cancel: the basis is evaluated as a product
-    and integrated by Gauss–Legendre quadrature, in ``τ`` itself where it is the clock (exact for
-    polynomials), else in ``λ = −log σ`` on panels of length 1 at most.
+    and integrated by quadrature.
 
     Args:
         coordinates: The coordinates.
@@ -54,55 +60,59 @@ def lagrange_integrals(
     if nodes.tau.shape[1] == 1:  # to the last bit, also in one step over the whole range
         difference: Array = coordinates.clock(end) - coordinates.clock(begin)
         return difference[:, None]
-    x, w = clock_quadrature(coordinates, begin, end)
-    basis = _lagrange(nodes.tau, x)
-    if w.ndim == 3:
-        integrals: Array = np.einsum("nqd,nqk->nkd", w, basis, optimize=True)
-        return integrals
-    return np.asarray(np.einsum("nq,nqk->nk", w, basis))
+    return clock_integrals(
+        coordinates, begin, end, lambda rows, tau: _lagrange(nodes.tau[rows], tau)
+    )
 
 
-def clock_quadrature(coordinates: Coordinates, begin: Points, end: Points) -> tuple[Array, Array]:
-    """Return nodes ``τ_q`` and weights of ``∫ f(τ) dW = Σ_q w_q f(τ_q)`` from ``begin`` to ``end``.
+def clock_integrals(coordinates: Coordinates, begin: Points, end: Points, basis: Basis) -> Array:
+    """Return ``∫ f_j(τ) dW`` from ``begin`` to ``end`` for functions ``f_j`` of each interval.
 
-    Quadrature is in ``τ`` itself where it is the clock, and exact for polynomials of degree 31; else
-    it is in ``λ = −log σ``, on panels of length 1 at most.
+    They are integrated by Gauss–Legendre quadrature: in ``τ`` itself where it is the clock, exactly
+    for polynomials up to degree 31; else in ``λ = −log σ``, on panels of length 1 at most. An interval
+    has as many panels as it needs itself, so that its integrals do not depend on the others.
 
     Args:
         coordinates: The coordinates.
         begin: Where the intervals begin, ``(n,)``.
         end: Where they end, ``(n,)``.
+        basis: The functions.
 
     Returns:
-        Nodes ``(n, q)``, and weights of the same shape, or ``(n, q, d)`` in coordinates with a frame.
+        Integrals ``(n, k)``, or ``(n, k, d)`` in coordinates with a frame.
     """
     if coordinates.has_own_clock:
-        return _quadrature(begin.tau, end.tau, panels=1)
-    lam_begin, lam_end = -np.log(begin.sigma), -np.log(end.sigma)
-    panels = max(1, int(np.ceil(np.abs(lam_end - lam_begin).max())))
-    lam, w = _quadrature(lam_begin, lam_end, panels)
-    sigma = np.exp(-lam)
-    rate = coordinates.clock_rate(sigma.ravel())
-    density = -w[..., None] * sigma[..., None] * rate.reshape(*sigma.shape, -1)
+        width = end.tau - begin.tau
+        tau, w = _quadrature(begin.tau + 0.5 * width, width)
+        integrals: Array = (w * basis(np.arange(len(tau)), tau)).sum(2).T
+        return integrals
+    lam, length = -np.log(begin.sigma), np.log(begin.sigma) - np.log(end.sigma)
+    panels = np.maximum(1, np.ceil(np.abs(length))).astype(np.int64)
+    first = np.cumsum(panels) - panels
+    rows = np.repeat(np.arange(len(panels)), panels)  # the interval of each panel
+    place, width = np.arange(len(rows)) - first[rows], (length / panels)[rows]
+    x, w = _quadrature(lam[rows] + (place + 0.5) * width, width)
+    sigma = np.exp(-x)
     tau = coordinates.tau(sigma.ravel()).reshape(sigma.shape)
-    return tau, density if rate.ndim == 2 else density[..., 0]
+    rate = coordinates.clock_rate(sigma.ravel()).reshape(*sigma.shape, -1)
+    density = -(w * sigma)[..., None] * rate  # dW = −σ W'(σ) dλ
+    parts = np.einsum("pqd,kpq->pkd", density, basis(rows, tau))
+    total: Array = np.add.reduceat(parts, first)
+    return total if coordinates.frame is not None else total[..., 0]
 
 
-def _quadrature(begin: Array, end: Array, panels: int) -> tuple[Array, Array]:
-    """Nodes and weights ``(n, q)`` of composite Gauss–Legendre quadrature on ``n`` intervals."""
-    width = (end - begin) / panels
-    middles = begin[:, None] + width[:, None] * (np.arange(panels) + 0.5)
-    x = middles[..., None] + 0.5 * width[:, None, None] * _NODES
-    w = np.broadcast_to(0.5 * width[:, None, None] * _NODE_WEIGHTS, x.shape)
-    return x.reshape(len(begin), -1), w.reshape(len(begin), -1)
+def _quadrature(middle: Array, width: Array) -> tuple[Array, Array]:
+    """Nodes and weights ``(n, q)`` of Gauss–Legendre quadrature on ``n`` intervals."""
+    half = 0.5 * width[:, None]
+    return middle[:, None] + half * _NODES, half * _NODE_WEIGHTS
 
 
 def _lagrange(nodes: Array, x: Array) -> Array:
-    """Lagrange's basis at nodes ``(n, k)``, evaluated at ``x`` ``(n, q)``: ``(n, q, k)``."""
-    basis = np.ones((*x.shape, nodes.shape[1]))
-    for j in range(nodes.shape[1]):
-        for m in range(nodes.shape[1]):
+    """Lagrange's basis at nodes ``(n, k)``, evaluated at ``x`` ``(n, q)``: ``(k, n, q)``."""
+    count = nodes.shape[1]
+    basis = np.ones((count, *x.shape))
+    for j in range(count):
+        for m in range(count):
             if m != j:
-                ratio = (x - nodes[:, m, None]) / (nodes[:, j] - nodes[:, m])[:, None]
-                basis[..., j] *= ratio
+                basis[j] *= (x - nodes[:, m, None]) / (nodes[:, j] - nodes[:, m])[:, None]
     return basis

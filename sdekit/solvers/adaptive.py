@@ -9,7 +9,7 @@ and sends its coefficients in one transfer; it reads the device once per trial.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import checkpointed
 from ..solution import SolveError
-from .march import Attempt, Carry, Interpolant, Ints, March, Mask, Trial, read
+from .march import Carry, Interpolant, Ints, March, Mask, Trial, read
 from .scheme import Array
 from .view import View
 
@@ -87,7 +87,7 @@ def integrate_adaptive(
     everyone = True
     with tqdm(total=1.0, delay=2, disable=not progress, desc="solving", leave=False) as bar:
         while True:
-            poor = nfe[groups] + march.cost(groups) > max_nfe
+            poor = nfe[groups] + march.cost(groups) + march.extra_cost > max_nfe
             leaving = poor | (result.tau[groups] == end)
             result.exhausted[groups] = poor & (result.tau[groups] != end)
             if leaving.any():
@@ -98,31 +98,39 @@ def integrate_adaptive(
                 return result
             here = result.tau[groups]
             left = np.abs(end - here)
-            arrives = march.size[groups] >= left * (1 - 1e-12)
-            dt = np.where(arrives, left, march.size[groups])
+            least = np.spacing(np.maximum(np.abs(here), abs(end)))
+            dt = np.maximum(march.size[groups], least)
+            arrives = dt >= left * (1 - 1e-12)
+            dt = np.where(arrives, left, dt)
             samples = None if everyone or not per_sample else groups
             nfe[groups] += march.cost(groups)
-            trial = march.plan(groups, samples, here, sign * dt)
+            trial = march.plan(groups, samples, here, np.where(arrives, end, here + sign * dt))
             attempt = march.attempt(trial, carry)
             errors = read(attempt.errors, per_sample=per_sample)
-            stuck = ~(errors[0] <= 1) & (dt < 4 * np.spacing(np.maximum(np.abs(here), abs(end))))
+            stuck = ~(errors[0] <= 1) & (dt < 4 * least)
             if stuck.any():
                 raise _stuck(march.view, result, groups, stuck)
             accept = march.judge(trial, errors, dt)
             steps[groups] += accept
             rejected[groups] += ~accept
-            result.tau[groups[accept]] = np.where(arrives, end, trial.end.tau)[accept]
-            if accept.any() and (recorders or log):
-                accepted = trial if accept.all() else trial.take(accept)
+            result.tau[groups[accept]] = trial.end.tau[accept]
+            nfe[groups] += march.extra_cost * accept
+            before, carry = carry, march.kept(carry, attempt)
+            if accept.any():
+                if not accept.all():
+                    rows = _index(np.flatnonzero(accept), u)
+                    trial, before = trial.take(accept), _rows(before, rows)
+                    # Gradients of a trial that is not finite are NaN, also where they are times 0.
+                    broken = attempt.u.requires_grad and not np.isfinite(errors[0]).all()
+                    attempt = march.attempt(trial, before) if broken else attempt.take(rows)
                 if log:
-                    result.log.append(march.replayed(accepted))
+                    result.log.append(march.replayed(trial))
                 if recorders:
-                    nfe[groups[accept]] += march.extra_cost
-                    parts = _accepted(carry, attempt, accept, per_sample=per_sample)
-                    interpolant = march.interpolant(accepted, *parts)
+                    interpolant = march.interpolant(trial, before, attempt)
                     for record in recorders:
-                        record(accepted, interpolant)
-            carry = march.commit(trial, carry, attempt, accept)
+                        record(trial, interpolant)
+                after = march.commit(before, attempt)
+                carry = after if accept.all() else _put(carry, rows, after)
             bar.update(float(np.mean((result.tau - start) / (end - start))) - bar.n)
 
 
@@ -130,25 +138,24 @@ def _leave(u: Tensor, carry: Carry, groups: Ints, leaving: Mask) -> tuple[Tensor
     """Write the states of groups that leave into the result, and take them out of the batch."""
     if len(groups) == 1:  # a last sample, or the batch as one
         states = carry[0]
-        return (states if len(states) == len(u) else _put(u, groups, states)), carry
-    out, stay = (torch.as_tensor(np.flatnonzero(m), device=u.device) for m in (leaving, ~leaving))
-    u = _put(u, groups[leaving], carry[0].index_select(0, out))
-    return u, tuple(part.index_select(0, stay) for part in carry)
+        return (
+            states if len(states) == len(u) else u.index_copy(0, _index(groups, u), states)
+        ), carry
+    out, stay = (_index(np.flatnonzero(m), u) for m in (leaving, ~leaving))
+    u = u.index_copy(0, _index(groups[leaving], u), carry[0].index_select(0, out))
+    return u, _rows(carry, stay)
 
 
-def _put(u: Tensor, rows: Ints, values: Tensor) -> Tensor:
-    return u.index_copy(0, torch.as_tensor(rows, device=u.device), values)
+def _index(rows: Ints, like: Tensor) -> Tensor:
+    return torch.as_tensor(rows, device=like.device)
 
 
-def _accepted(
-    carry: Carry, attempt: Attempt, accept: Mask, *, per_sample: bool
-) -> tuple[Carry, Attempt]:
-    """What belongs to the groups that accepted."""
-    if accept.all():
-        return carry, attempt
-    rows = torch.as_tensor(np.flatnonzero(accept), device=carry[0].device)
-    slopes = [slope[rows] for slope in attempt.slopes]
-    return tuple(part[rows] for part in carry), replace(attempt, u=attempt.u[rows], slopes=slopes)
+def _rows(carry: Carry, rows: Tensor) -> Carry:
+    return tuple(part.index_select(0, rows) for part in carry)
+
+
+def _put(carry: Carry, rows: Tensor, values: Carry) -> Carry:
+    return tuple(part.index_copy(0, rows, new) for part, new in zip(carry, values, strict=True))
 
 
 def _stuck(view: View, result: Progress, groups: Ints, stuck: Mask) -> SolveError:
@@ -178,19 +185,15 @@ def retake(march: March[Any], u: Tensor, start: float, log: Sequence[Trial]) -> 
     def segment(carry: Carry, first: int, last: int) -> Carry:
         for trial in log[first:last]:
             if trial.samples is None:
-                rows, part = None, carry
+                carry = march.commit(carry, march.attempt(trial, carry))
             else:
-                rows = torch.as_tensor(trial.samples, device=u.device)
-                part = tuple(tensor[rows] for tensor in carry)
-            everyone = np.ones(len(trial.groups), dtype=np.bool_)
-            part = march.commit(trial, part, march.attempt(trial, part), everyone)
-            if rows is not None:
-                part = tuple(
-                    tensor.index_copy(0, rows, new) for tensor, new in zip(carry, part, strict=True)
-                )
-            carry = part
+                rows = _index(trial.samples, u)
+                part = _rows(carry, rows)
+                carry = _put(carry, rows, march.commit(part, march.attempt(trial, part)))
         return carry
 
-    groups = len(log[0].groups) if log and log[0].samples is None else len(u)
+    if not log:
+        return u
+    groups = len(log[0].groups) if log[0].samples is None else len(u)
     carry = march.carry(u, np.full(groups, start))
     return checkpointed(segment, carry, len(log))[0]

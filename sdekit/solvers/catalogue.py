@@ -22,13 +22,13 @@ from .exponential import (
     res_2s,
     res_3s,
 )
-from .langevin import PredictorCorrector
+from .langevin import AnnealedCorrector, PredictorCorrector
 from .noisy import Ancestral, Churn, Restart, Stochastic
 from .published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .registry import Method, Solver
 from .rk import RungeKutta
-from .stochastic import EulerMaruyama, ReverseDiffusion
-from .stochastic_rk import SEA, SEA_M, SHARK, SOSRA, SPARK, SRA1, SRA3, StochasticRK
+from .stochastic import EulerMaruyama, Milstein, ReverseDiffusion
+from .stochastic_rk import HEUN, SEA, SEA_M, SHARK, SOSRA, SPARK, SRA1, SRA3, StochasticRK
 from .variable_adams import VariableAdams
 
 _TABLEAUS = {
@@ -247,6 +247,15 @@ def runge_kutta_with_noise() -> Iterator[Method]:
         yield Method(f"{name}_theta", solver, source)
 
 
+def gotta_go_fast() -> Iterator[Method]:
+    """The adaptive sampler whose rejections bias the law."""
+    yield Method(
+        "gotta_go_fast",
+        Solver(StochasticRK(HEUN, redraws=True), Noise(), log),
+        "Jolicoeur-Martineau et al. 2021, alg. 1; biased by its rejections",
+    )
+
+
 def flow_with_noise() -> Iterator[Method]:
     """Samplers that solve the flow and add noise between, and those of Song et al."""
     song, k_diffusion = "Song et al. 2021", "k-diffusion"
@@ -266,7 +275,7 @@ def flow_with_noise() -> Iterator[Method]:
             Solver(Churn(heun), Noise(), karras),
             f"{_EDM}, alg. 2; table 5, ImageNet-64",
         ),
-        ("edm_sde_t", Solver(Churn(heun), Native(), uniform_t), f"{_EDM}, general s(t), σ(t)"),
+        ("edm_sde_t", Solver(Churn(heun), Native(), karras), f"{_EDM}, general s(t), σ(t)"),
         (
             "restart",
             Solver(Restart(heun, [(0.06, 0.30, 5, 1)]), Noise(), karras),
@@ -278,6 +287,11 @@ def flow_with_noise() -> Iterator[Method]:
             "Maruyama 1955, in the unscaled state",
         ),
         ("euler_maruyama_t", Solver(EulerMaruyama(), Native(), uniform_t), f"{song}, app. D"),
+        (
+            "milstein_t",
+            Solver(Milstein(), Native(), uniform_t),
+            "Kloeden & Platen 1992, eq. 10.3.2; for general SDEs",
+        ),
         (
             "reverse_diffusion",
             Solver(ReverseDiffusion(), Native(), uniform_t),
@@ -292,6 +306,11 @@ def flow_with_noise() -> Iterator[Method]:
             "pc_euler_maruyama",
             Solver(PredictorCorrector(EulerMaruyama()), Native(), uniform_t),
             f"{song}, alg. 4–5, with Euler–Maruyama",
+        ),
+        (
+            "pc_flow",
+            Solver(PredictorCorrector(Adams(2), AnnealedCorrector()), Preconditioned(), balanced),
+            f"{song}, alg. 1: the flow as predictor",
         ),
     ):
         yield Method(name, solver, source)

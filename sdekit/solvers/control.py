@@ -11,6 +11,7 @@ Array = NDArray[np.float64]
 
 # Errors below this are zero as far as the next step is concerned.
 _LEAST = 1e-10
+_RETRY = 0.9  # largest factor after a rejection
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Controller:
         d: Derivative gain.
         safety: Factor of the proposed step.
         shrink: Smallest factor from a step to the next.
-        grow: Largest factor; 1 after a rejection.
+        grow: Largest factor; of a rejected step it is 0.9, of the next one 1.
 
     Raises:
         ValueError: If the limits are not ``0 < shrink < 1 < grow`` and ``0 < safety <= 1``, or no gain
@@ -65,8 +66,8 @@ class Controller:
         p, i, d = self.p, self.i, self.d
         with np.errstate(over="ignore"):
             raw = now ** (-(p + i + d) / k) * last ** ((p + 2 * d) / k) * before ** (-d / k)
-        # A rejected step must shrink, however small the errors before it were.
-        most = np.where(errors[0] > 1, self.safety, self.grow)
+        # A rejected step must shrink, whatever the safety, and however small the errors before it.
+        most = np.where(errors[0] > 1, min(self.safety, _RETRY), self.grow)
         factor: Array = np.clip(self.safety * raw, self.shrink, most)
         return np.where(np.isfinite(errors[0]), factor, self.shrink)
 

@@ -18,13 +18,14 @@ class Trajectory:
     """Keeps the states at given points, as the steps go by.
 
     Args:
-        tau: The points, in the order of the solve.
+        tau: The points; those that rounding puts outside of the solve are taken to its ends.
+        ends: Where the solve starts and ends.
         like: A batch of states.
     """
 
-    def __init__(self, tau: Array, like: Tensor) -> None:
-        self.like, self.tau = like, tau
-        self.sign = 1.0 if len(tau) < 2 else float(np.sign(tau[-1] - tau[0]))
+    def __init__(self, tau: Array, ends: tuple[float, float], like: Tensor) -> None:
+        self.like, self.start = like, ends[0]
+        self.tau = np.clip(tau, min(ends), max(ends))
         self._places: list[Tensor] = []
         self._states: list[Tensor] = []
 
@@ -35,11 +36,11 @@ class Trajectory:
         sign = np.sign(end - start)[0]
         passed = sign * self.tau
         order = np.argsort(passed, kind="stable")
+        # A point where two steps meet belongs to the one before, and the start to the first.
+        bounds = np.where(start == self.start, -np.inf, sign * start), sign * end
         first, last = (
-            np.broadcast_to(
-                np.searchsorted(passed, sign * v, side="right", sorter=order), samples.shape
-            )
-            for v in (start, end)
+            np.broadcast_to(np.searchsorted(passed, v, side="right", sorter=order), samples.shape)
+            for v in bounds
         )
         count = last - first
         if not count.any():
@@ -66,10 +67,13 @@ class Dense:
         view: The problem, seen in coordinates.
         x: States of the process where the solve starts.
         levels: First and last level of the solve.
+        ends: ``τ`` there.
     """
 
-    def __init__(self, view: View, x: Tensor, levels: tuple[float, float]) -> None:
-        self._view, self._x, self.levels = view, x, levels
+    def __init__(
+        self, view: View, x: Tensor, levels: tuple[float, float], ends: tuple[float, float]
+    ) -> None:
+        self._view, self._x, self.levels, self._ends = view, x, levels, ends
         self._steps: list[tuple[Trial, Interpolant]] = []
 
     def record(self, trial: Trial, interpolant: Interpolant) -> None:
@@ -100,7 +104,7 @@ class Dense:
                 f"{what}; dense output takes one {self._view.symbol} or a sequence of them, from "
                 f"{low:g} to {high:g}, where the solve has been"
             )
-        kept = Trajectory(self._view.tau(flat), self._x)
+        kept = Trajectory(self._view.tau(flat), self._ends, self._x)
         for trial, interpolant in self._steps:
             kept(trial, interpolant)
         states = [

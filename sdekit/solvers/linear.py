@@ -61,12 +61,6 @@ class Draw(NamedTuple):
     b: float
     clock: Clock | None = None
 
-    def of(self, noise: NoiseSource, like: Tensor) -> Tensor:
-        """Draw it, in the shape of ``like``."""
-        source = noise if self.clock is None else noise.on(self.clock)
-        query = source.increment if self.kind == "increment" else source.area
-        return query(self.a, self.b, like)
-
 
 class Plan(NamedTuple):
     """All steps of a grid.
@@ -163,6 +157,7 @@ class Runner:
         self._last = len(plan.steps) if last is None else last
         self._steps, self._kept, self._count = _compile(view, plan, coordinates)
         self._drawn: dict[int, Tensor] = {}
+        self._sources: dict[Clock | None, NoiseSource] = {}
         self._needed = {
             k: n for n, (_, lines) in enumerate(plan.steps) for line in lines for k in line.noise
         }
@@ -250,8 +245,13 @@ class Runner:
     def _draw(self, k: int, like: Tensor) -> Tensor:
         """Return draw ``k``, which other lines may need again."""
         if k not in self._drawn:
-            assert self._noise is not None
-            self._drawn[k] = self._view.rotate(self.draws[k].of(self._noise, like))
+            kind, a, b, clock = self.draws[k]
+            if clock not in self._sources:  # one for each clock: sources remember what they drew
+                assert self._noise is not None
+                self._sources[clock] = self._noise if clock is None else self._noise.on(clock)
+            source = self._sources[clock]
+            drawn = source.increment(a, b, like) if kind == "increment" else source.area(a, b, like)
+            self._drawn[k] = self._view.rotate(drawn)
         return self._drawn[k]
 
 

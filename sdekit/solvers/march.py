@@ -119,6 +119,11 @@ class Attempt:
     slopes: Sequence[Tensor]
     errors: Tensor
 
+    def take(self, rows: Tensor) -> Attempt:
+        """Return what belongs to some of the samples; the errors have been read."""
+        slopes = [slope.index_select(0, rows) for slope in self.slopes]
+        return replace(self, u=self.u.index_select(0, rows), slopes=slopes)
+
 
 class Interpolant(Protocol):
     """States between start and end of an accepted trial."""
@@ -131,18 +136,20 @@ class Interpolant(Protocol):
 class March(ABC, Generic[TrialType]):
     """What a scheme does in the adaptive loop, made for one solve.
 
-    `plan`, `cost` and `judge` are the host's; `attempt` and `commit` are the device's, functions of
-    what is carried and of the trial, which autograd goes through.
+    `plan`, `cost` and `judge` are the host's; `attempt`, `commit` and `kept` are the device's,
+    functions of what is carried and of the trial, which autograd goes through.
 
     Attributes:
         view: The problem, seen in coordinates.
         tolerances: The tolerances.
         size: Next step of each group, positive.
         first_cost: Evaluations before the first trial.
+        extra_cost: Evaluations of the interpolant of an accepted step.
     """
 
     size: Array
     first_cost: int
+    extra_cost: int = 0
 
     def __init__(self, view: View, tolerances: Tolerances) -> None:
         self.view, self.tolerances = view, tolerances
@@ -160,8 +167,8 @@ class March(ABC, Generic[TrialType]):
         """Evaluations of the next trial."""
 
     @abstractmethod
-    def plan(self, groups: Ints, samples: Samples, start: Array, dt: Array) -> TrialType:
-        """Plan a trial from ``τ = start`` over ``dt``."""
+    def plan(self, groups: Ints, samples: Samples, start: Array, end: Array) -> TrialType:
+        """Plan a trial from ``τ = start`` to ``end``, which it reaches to the last bit."""
 
     @abstractmethod
     def attempt(self, trial: TrialType, carry: Carry) -> Attempt:
@@ -172,8 +179,12 @@ class March(ABC, Generic[TrialType]):
         """Accept or reject trials, ``errors`` being ``(m, n)``, and choose the next steps."""
 
     @abstractmethod
-    def commit(self, trial: TrialType, carry: Carry, attempt: Attempt, accept: Mask) -> Carry:
-        """What is carried on."""
+    def commit(self, carry: Carry, attempt: Attempt) -> Carry:
+        """What is carried on by groups that accepted; the arguments are theirs."""
+
+    def kept(self, carry: Carry, attempt: Attempt) -> Carry:
+        """What is carried on by groups that rejected."""
+        return carry
 
     def replayed(self, trial: TrialType) -> TrialType:
         """Return an accepted trial as it is taken again, without those that were rejected."""
@@ -181,12 +192,7 @@ class March(ABC, Generic[TrialType]):
 
     @abstractmethod
     def interpolant(self, trial: TrialType, carry: Carry, attempt: Attempt) -> Interpolant:
-        """States between start and end of a trial, all of whose groups accepted it.
-
-        Its further evaluations, if there are any, cost `extra_cost`.
-        """
-
-    extra_cost: int = 0
+        """States between start and end of a trial, all of whose groups accepted it."""
 
 
 def read(errors: Tensor, *, per_sample: bool) -> Array:
@@ -235,7 +241,7 @@ def first_step(
     sizes = torch.stack([view.mean_square(v, scale) for v in (u, speed)])
     d0, d1 = read(sizes, per_sample=per_sample)
     if not np.isfinite(d0 + d1).all():
-        sample = int(np.flatnonzero(~np.isfinite(d0 + d1))[0])
+        sample = int(sizes.isfinite().all(0).int().argmin())
         raise SolveError(
             f"the initial state or its first slope is not finite in sample {sample}, at "
             f"{view.symbol} = {float(view.level(tau[:1])[0]):.6g}"
@@ -251,7 +257,9 @@ def first_step(
     change = shaped(view.coordinates.weight(at), u) * view(node, probe) - speed
     d2 = read(view.mean_square(change, scale)[None], per_sample=per_sample)[0] / guess
     steepest = np.maximum(d1, d2) if k > 2 else d2
-    length: Array = (aim / np.maximum(steepest, 1e-15)) ** (1 / k)
+    length = (aim / np.maximum(steepest, 1e-15)) ** (1 / k)
+    # A probe that is not finite says nothing: whether steps can be shorter, the trials find out.
+    length = np.where(np.isfinite(d2), length, guess)
     first: Array = np.minimum(np.minimum(100 * guess, length), span)
     return first
 

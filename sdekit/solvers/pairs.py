@@ -85,18 +85,18 @@ class PairMarch(March[PairTrial]):
         count: Ints = self.scheme.nfe_per_step - 1 + self.evaluates_end + self.missing[groups]
         return count
 
-    def plan(self, groups: Ints, samples: Samples, start: Array, dt: Array) -> PairTrial:
+    def plan(self, groups: Ints, samples: Samples, start: Array, end: Array) -> PairTrial:
         """Write the formulas down for the steps of the groups."""
         coordinates = self.view.coordinates
-        begin, end = coordinates.at_tau(start), coordinates.at_tau(start + dt)
-        formulas = self.scheme.formulas(coordinates, begin, end)
-        points = [*formulas.stages, *([end] if self.evaluates_end else [])]
+        first, last = coordinates.at_tau(start), coordinates.at_tau(end)
+        formulas = self.scheme.formulas(coordinates, first, last)
+        points = [*formulas.stages, *([last] if self.evaluates_end else [])]
         nodes = [self.view.rows(p) for p in points]
         rows = [*formulas.rows, *formulas.errors]
         parts = [value for row in (*nodes, *(row.values() for row in rows)) for value in row]
         keys = [list(row) for row in rows]
         return PairTrial(
-            groups, samples, begin, end, table(parts), keys, len(nodes[0]), self.missing[groups]
+            groups, samples, first, last, table(parts), keys, len(nodes[0]), self.missing[groups]
         )
 
     def attempt(self, trial: PairTrial, carry: Carry) -> Attempt:
@@ -155,16 +155,13 @@ class PairMarch(March[PairTrial]):
         self.missing[groups] = accept & (not self.evaluates_end)
         return accept
 
-    def commit(self, trial: PairTrial, carry: Carry, attempt: Attempt, accept: Mask) -> Carry:
-        """Take over states and slopes of accepted steps."""
-        u, first = carry
-        slope = attempt.slopes[-1] if self.evaluates_end else first
-        # A slope evaluated for a trial that was rejected is the first of the next one, too.
-        first = attempt.slopes[0]
-        if accept.all():
-            return attempt.u, slope
-        keep = shaped(accept.astype(np.float64), u).bool()
-        return torch.where(keep, attempt.u, u), torch.where(keep, slope, first)
+    def commit(self, carry: Carry, attempt: Attempt) -> Carry:
+        """States and slopes where the steps end; without these, any, to be evaluated anew."""
+        return attempt.u, attempt.slopes[-1] if self.evaluates_end else carry[1]
+
+    def kept(self, carry: Carry, attempt: Attempt) -> Carry:
+        """The states, and the first slopes, which may have been evaluated for this trial."""
+        return carry[0], attempt.slopes[0]
 
     def replayed(self, trial: PairTrial) -> PairTrial:
         """First slopes that are not those of a step before have to be evaluated again."""

@@ -194,6 +194,7 @@ def methods() -> Registry:
         "Runge–Kutta schemes": catalogue.runge_kutta,
         "Reverse SDEs": catalogue.stochastic,
         "Stochastic Runge–Kutta schemes": catalogue.runge_kutta_with_noise,
+        "Adaptive stochastic samplers": catalogue.gotta_go_fast,
         "Flow with noise between": catalogue.flow_with_noise,
     }
     return Registry({name: tuple(family()) for name, family in families.items()})

@@ -39,7 +39,8 @@ class OneStep(LinearScheme):
 
     Attributes:
         controller: What chooses step sizes, where they are adaptive.
-        error_order: Order of the method that the error estimate compares with.
+        error_order: Order of the method that the error estimate compares with; for DOP853, see
+            `Tableau.estimate_order`.
         fsal: Whether the error estimate needs the slope where the step ends.
         extra_nfe: Evaluations that the interpolant needs beyond the stages and the end.
     """
@@ -107,7 +108,7 @@ class RungeKutta(OneStep):
         self.order = tableau.order
         self.nfe_per_step = tableau.stages
         self.adaptive = tableau.b_error is not None
-        self.error_order = tableau.error_order
+        self.error_order = tableau.estimate_order
         self.fsal = tableau.fsal
         self.extra_nfe = len(tableau.extra)
 

@@ -1,4 +1,4 @@
-"""Schemes of the reverse SDE in any coordinates: Euler–Maruyama and reverse diffusion."""
+"""Schemes of SDEs step by step: Euler–Maruyama, Milstein, and reverse diffusion."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..brownian import NoiseSource
+from ..sde import noise_kind
 from .scheme import Array, Scheme, Step
-from .view import AffineView, View, floats
+from .view import AffineView, GeneralView, View, floats
 
 
 class EulerMaruyama(Scheme):
@@ -76,3 +77,50 @@ def scale_ratios(view: AffineView, grid: Array) -> Array:
     """Ratios ``s_n / s_{n+1}`` of the scales along a grid: at most 1, as the signal grows back."""
     scale = view.process.on_host("scale", view.process.on_host("time", grid))
     return scale[:-1] / scale[1:]
+
+
+class Milstein(Scheme):
+    """Milstein's scheme, for noise that is diagonal and depends on the state: strong order 1.
+
+    ``x' = x + Δt a + η G ΔW + ½ η² G ∂G (ΔW² − |Δt|)``, every component with noise of its own that
+    depends on that component alone; ``∂G`` by automatic differentiation. Where ``G`` does not depend
+    on the state it is Euler–Maruyama.
+
+    Source: Kloeden & Platen 1992, eq. 10.3.2.
+    """
+
+    strong_order = 1.0
+    weak_order = 1.0
+    solves = "sde"
+    stochastic = True
+
+    def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
+        """Prepare the steps of a grid.
+
+        Raises:
+            ValueError: If the noise is scalar, or a matrix.
+        """
+        if not isinstance(view, GeneralView):  # additive noise
+            return EulerMaruyama().stepper(view, grid, noise)
+        problem, nodes, times = view.problem, view.nodes(grid), floats(grid)
+
+        def step(n: int, x: Tensor) -> Tensor:
+            low, high = sorted((times[n], times[n + 1]))
+            with torch.enable_grad():
+                at = x if x.requires_grad else x.detach().requires_grad_()
+                G = problem.eta * problem.sde.diffusion(at, nodes[n].level)
+                if noise_kind(G, at) != "diagonal":
+                    raise ValueError(
+                        f"the diffusion has shape {tuple(G.shape)} for a state of shape "
+                        f"{tuple(x.shape)}; Milstein takes diagonal noise, in the state's own shape"
+                    )
+                slope = torch.zeros_like(x)
+                if G.requires_grad:  # the sum keeps components apart, as each has its own noise
+                    keep = x.requires_grad
+                    (slope,) = torch.autograd.grad(G.sum(), at, create_graph=keep)
+            G = G if x.requires_grad else G.detach()
+            dw = noise.increment(low, high, x)
+            x = torch.add(x, view(nodes[n], x), alpha=times[n + 1] - times[n])
+            return x + G * dw + 0.5 * G * slope * (dw**2 - (high - low))
+
+        return step

@@ -42,6 +42,7 @@ class NoiseTableau:
         before: Weight, in the first stage, of the last slope of the step before.
         strong_order: Declared strong order.
         weak_order: Declared weak order.
+        error: Weights of the slopes in an estimate of the local error; they sum to 0.
 
     Raises:
         ValueError: If shapes disagree, or the conditions of the declared orders fail.
@@ -55,6 +56,7 @@ class NoiseTableau:
     before: float = 0.0
     strong_order: float = 1.5
     weak_order: float = 2.0
+    error: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.c)
@@ -86,17 +88,18 @@ def _roessler(
     A: Sequence[Sequence[float]],
     B: Sequence[Sequence[float]],
     b: Sequence[float],
+    error: tuple[float, ...] | None = None,
 ) -> NoiseTableau:
     """Return a tableau of Rößler's class SRA: his ``I_(1,0)/h`` is ``W/2 + H``."""
     rows = [sum(row) for row in B]
     p, q = tuple(row / 2 for row in rows), tuple(rows)
-    return NoiseTableau(tuple(c), tuple(map(tuple, A)), tuple(b), p, q)
+    return NoiseTableau(tuple(c), tuple(map(tuple, A)), tuple(b), p, q, error=error)
 
 
 SEA = NoiseTableau((0.0,), ((),), (1.0,), (0.5,), (1.0,), strong_order=1.0, weak_order=1.0)
 """Shifted Euler: Foster, dos Reis & Strange 2024, eq. 5.8. Strong order 2 on linear problems."""
 
-SRA1 = _roessler((0.0, 3 / 4), ((), (3 / 4,)), ((), (3 / 2,)), (1 / 3, 2 / 3))
+SRA1 = _roessler((0.0, 3 / 4), ((), (3 / 4,)), ((), (3 / 2,)), (1 / 3, 2 / 3), (-2 / 3, 2 / 3))
 """Rößler 2010, table 6.3."""
 
 SRA3 = _roessler(
@@ -112,7 +115,9 @@ SOSRA = _roessler(
 )
 """Rackauckas & Nie 2020: optimised for stability."""
 
-SHARK = NoiseTableau((0.0, 5 / 6), ((), (5 / 6,)), (0.4, 0.6), (0.0, 5 / 6), (1.0, 1.0))
+SHARK = NoiseTableau(
+    (0.0, 5 / 6), ((), (5 / 6,)), (0.4, 0.6), (0.0, 5 / 6), (1.0, 1.0), error=(-0.6, 0.6)
+)
 """Foster, dos Reis & Strange 2024, eq. 6.1."""
 
 _X1, _X2 = (3 - sqrt(3)) / 6, sqrt(3) / 3
@@ -122,8 +127,20 @@ SPARK = NoiseTableau(
     (_X1, _X2, _X1),
     (0.0, 0.5, 1.0),
     (0.0, sqrt(3), 0.0),
+    error=(_X1 - 0.5, _X2, _X1 - 0.5),
 )
 """Foster 2023, definition 1.6, for additive noise."""
+
+HEUN = NoiseTableau(
+    (0.0, 1.0),
+    ((), (1.0,)),
+    (0.5, 0.5),
+    (0.0, 1.0),
+    (0.0, 0.0),
+    strong_order=1.0,
+    error=(-0.5, 0.5),
+)
+"""Heun with the noise of the whole step in its stage, and Euler–Maruyama as the other of the pair."""
 
 SEA_M = NoiseTableau((1 / 3,), ((),), (1.0,), (0.5,), (1.0,), before=1 / 3)
 """Experimental: strong order 1.5 with one evaluation per step, for ``η = 1`` in `Noise` coordinates
@@ -142,10 +159,14 @@ class StochasticRK(NoisyScheme):
 
     Args:
         tableau: Its coefficients.
+        redraws: Whether an adaptive step that is rejected draws its noise afresh, which biases the
+            law, as in "Gotta go fast" (Jolicoeur-Martineau et al. 2021, algorithm 1), instead of
+            following the same path again.
     """
 
-    def __init__(self, tableau: NoiseTableau) -> None:
-        self.tableau = tableau
+    def __init__(self, tableau: NoiseTableau, *, redraws: bool = False) -> None:
+        self.tableau, self.redraws = tableau, redraws
+        self.adaptive = tableau.error is not None
         self.nfe_per_step = tableau.stages
         self.strong_order, self.weak_order = tableau.strong_order, tableau.weak_order
 

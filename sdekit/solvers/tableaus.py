@@ -32,6 +32,7 @@ class Tableau:
             Both are over the stages: the errors are ``e = dt Σ_j w_j k_j``. With norms that are root
             mean squares over tolerances, the error of the step is
             ``‖e‖² / sqrt(‖e‖² + 0.01 ‖e_low‖²)`` (Hairer, Nørsett & Wanner 1993).
+        error_order_low: Order of that one.
         interpolant: Row ``j`` holds the coefficients of ``s, s², …`` in ``b_j(s)``, a row per slope.
         interpolant_order: Order of the interpolant: one step's error within it is
             ``O(dt^(order + 1))``.
@@ -50,6 +51,7 @@ class Tableau:
     b_error: tuple[float, ...] | None = None
     error_order: int | None = None
     b_error_low: tuple[float, ...] | None = None
+    error_order_low: int | None = None
     interpolant: tuple[tuple[float, ...], ...] | None = None
     interpolant_order: int | None = None
     extra: tuple[tuple[float, tuple[float, ...]], ...] = ()
@@ -73,6 +75,10 @@ class Tableau:
                 raise ValueError(f"{len(weights)} error weights for {stages} stages")
             if weights is not None and not abs(sum(weights)) <= 1e-12:
                 raise ValueError("error weights must sum to 0: both methods are consistent")
+        if (self.b_error_low is None) != (self.error_order_low is None):
+            raise ValueError(
+                "b_error_low and error_order_low belong together; give both or neither"
+            )
         if (self.interpolant is None) != (self.interpolant_order is None):
             raise ValueError(
                 "interpolant and interpolant_order belong together; give both or neither"
@@ -119,6 +125,17 @@ class Tableau:
     def fsal(self) -> bool:
         """Whether the last stage is the first of the next step."""
         return len(self.a) > 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and not self.b[-1]
+
+    @property
+    def estimate_order(self) -> int | None:
+        """Order of the error estimate, ``O(dt^(order + 1))``.
+
+        For small steps that of two embedded methods is ``10 ‖e‖²/‖e_low‖``: in DOP853, of methods of
+        order 5 and 3, ``O(dt^8)``, and its step sizes go with the eighth root of it.
+        """
+        if self.error_order is None or self.error_order_low is None:
+            return self.error_order
+        return 2 * self.error_order - self.error_order_low
 
     @property
     def slopes(self) -> int:
@@ -277,6 +294,7 @@ DOP853 = Tableau(
     b_error=dop853.B_ERROR,
     error_order=5,
     b_error_low=dop853.B_ERROR_LOW,
+    error_order_low=3,
     interpolant=dop853.INTERPOLANT,
     interpolant_order=7,
     extra=dop853.EXTRA,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..brownian import NoiseSource
 from ..coordinates import Coordinates, Points
-from .adams import clock_quadrature
+from .adams import clock_integrals
 from .march import (
     Attempt,
     Carry,
@@ -130,17 +130,17 @@ class AdamsMarch(March[AdamsTrial]):
         """One, or two."""
         return np.full(len(groups), self.scheme.nfe_per_step)
 
-    def plan(self, groups: Ints, samples: Samples, start: Array, dt: Array) -> AdamsTrial:
+    def plan(self, groups: Ints, samples: Samples, start: Array, end: Array) -> AdamsTrial:
         """Integrate and evaluate the polynomials through the last slopes of each group."""
-        view, k = self.view, self.order[groups]
-        begin, end = (view.coordinates.at_tau(tau) for tau in (start, start + dt))
+        view, k, dt = self.view, self.order[groups], end - start
+        first, last = view.coordinates.at_tau(start), view.coordinates.at_tau(end)
         # One column more than there are slopes: π_k+1 is made of the first k + 1.
         place = np.arange(self.memory + 1)
         nodes = (self.tau[groups] - start[:, None]) / dt[:, None]
         nodes = np.concatenate([nodes, nodes[:, :1]], axis=1)
         # Where there is no slope yet, any place will do: its weight is 0.
         nodes = np.where(place < self.known[groups, None], nodes, -1e3 * (1 + place))
-        newton = _Newton.of(view.coordinates, nodes, begin, end, dt)
+        newton = _Newton.of(view.coordinates, nodes, first, last, dt)
         order, gain = k[:, None], newton.correction(k)
         rows = [
             newton.weights(newton.integrals, place < order),  # prediction of the state
@@ -155,9 +155,9 @@ class AdamsMarch(March[AdamsTrial]):
             below - newton.correction(np.maximum(k - 2, 0)),
             newton.correction(k + 1) - gain,
         ]
-        parts = [*view.rows(end), gain, *estimates, *(w for row in weights for w in row)]
+        parts = [*view.rows(last), gain, *estimates, *(w for row in weights for w in row)]
         keys = [range(len(row)) for row in weights]
-        return AdamsTrial(groups, samples, begin, end, table(parts), keys, k, nodes)
+        return AdamsTrial(groups, samples, first, last, table(parts), keys, k, nodes)
 
     def attempt(self, trial: AdamsTrial, carry: Carry) -> Attempt:
         """Predict, evaluate, correct; estimate the errors of three orders."""
@@ -217,14 +217,9 @@ class AdamsMarch(March[AdamsTrial]):
         self.tau[done] = np.concatenate([trial.end.tau[accept, None], self.tau[done, :-1]], axis=1)
         return accept
 
-    def commit(self, trial: AdamsTrial, carry: Carry, attempt: Attempt, accept: Mask) -> Carry:
-        """Take over the states of accepted steps, and their slopes as the newest."""
-        u, slopes = carry
-        longer = torch.cat([attempt.slopes[0][:, None], slopes[:, :-1]], dim=1)
-        if accept.all():
-            return attempt.u, longer
-        keep = shaped(accept.astype(np.float64), u).bool()
-        return torch.where(keep, attempt.u, u), torch.where(keep[:, None], longer, slopes)
+    def commit(self, carry: Carry, attempt: Attempt) -> Carry:
+        """The states where the steps end, and their slopes as the newest."""
+        return attempt.u, torch.cat([attempt.slopes[0][:, None], carry[1][:, :-1]], dim=1)
 
     def interpolant(self, trial: AdamsTrial, carry: Carry, attempt: Attempt) -> Interpolant:
         """The polynomial of the corrector, integrated up to any point."""
@@ -277,17 +272,16 @@ class _Newton(NamedTuple):
             dt: Steps, from ``ξ = 0`` to 1.
         """
         k = nodes.shape[1]
-        tau, w = clock_quadrature(coordinates, begin, end)
-        x = (tau - begin.tau[:, None]) / dt[:, None]
-        basis, ends = np.ones((k, *x.shape)), np.ones((k, len(nodes)))
-        for j in range(1, k):
-            basis[j] = basis[j - 1] * (x - nodes[:, j - 1, None])
-            ends[j] = ends[j - 1] * (1 - nodes[:, j - 1])
-        basis = basis if w.ndim == 2 else basis[..., None]
+
+        def basis(rows: Ints, tau: Array) -> Array:
+            return _products(nodes[rows], (tau - begin.tau[rows, None]) / dt[rows, None])
+
+        integrals = clock_integrals(coordinates, begin, end, basis)
+        ends = _products(nodes, np.ones((len(nodes), 1)))[..., 0].T
         distances = nodes[:, :, None] - nodes[:, None, :] + np.eye(k)
-        products = np.cumprod(distances, axis=2)  # [i, j]: Π over m <= j, m ≠ i
-        differences = np.where(np.tri(k, dtype=bool), 1 / products.swapaxes(1, 2), 0.0)
-        return _Newton((w * basis).sum(2).swapaxes(0, 1), ends.T, differences)
+        below = np.cumprod(distances, axis=2)  # [i, j]: Π over m <= j, m ≠ i
+        differences = np.where(np.tri(k, dtype=bool), 1 / below.swapaxes(1, 2), 0.0)
+        return _Newton(integrals, ends, differences)
 
     def weights(self, coefficients: Array, used: Mask) -> Array:
         """Weights of the ``N_i`` in ``Σ_j coefficients_j N[ξ_0 … ξ_j]`` over the ``used`` ``j``."""
@@ -303,3 +297,9 @@ class _Newton(NamedTuple):
         integral, end = self.integrals[row, q], self.ends[row, q]
         share: Array = integral / (end if integral.ndim == 1 else end[:, None])
         return share
+
+
+def _products(nodes: Array, x: Array) -> Array:
+    """``π_j`` for nodes ``(n, k)`` at points ``(n, q)``: ``(k, n, q)``."""
+    factors = x - nodes.T[:-1, :, None]
+    return np.concatenate([np.ones((1, *x.shape)), np.cumprod(factors, axis=0)])

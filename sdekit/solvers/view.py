@@ -90,8 +90,17 @@ class View(ABC):
         return self._on_device(value).reshape(self.like.shape[1:])
 
     @abstractmethod
-    def linear_form(self, points: Points) -> LinearForm:
-        """Coefficients that turn a plan in ``u`` and ``N`` into one in ``x̂`` and ``D``."""
+    def linear_form(self, points: Points, coordinates: Coordinates | None = None) -> LinearForm:
+        """Coefficients that turn a plan in ``u`` and ``N`` into one in ``x̂`` and ``D``.
+
+        Args:
+            points: Points of the plan.
+            coordinates: Its coordinates; those of the view, if not given.
+        """
+
+    def rotate(self, increment: Tensor) -> Tensor:
+        """Turn an increment of a Brownian motion in ``x̂`` into the axes of the state."""
+        return increment
 
     def evaluations(self, points: Points, form: LinearForm) -> list[Evaluation]:
         """Prepare the evaluation of slopes, at unscaled states."""
@@ -189,9 +198,10 @@ class AffineView(View):
             return increment
         return (increment.flatten(1) @ self.frame[1]).reshape(increment.shape)
 
-    def linear_form(self, points: Points) -> LinearForm:
+    def linear_form(self, points: Points, coordinates: Coordinates | None = None) -> LinearForm:
         """``h``, ``B`` and ``A/(h B)``, so that ``B`` is a factor of weights and costs nothing."""
-        h, (A, B) = self.coordinates.h(points), self.coordinates.field(points)
+        coordinates = coordinates or self.coordinates
+        h, (A, B) = coordinates.h(points), coordinates.field(points)
         return LinearForm(h, B, A / (h * B))
 
     def evaluate(self, z: Tensor, at: Evaluation) -> Tensor:
@@ -319,7 +329,7 @@ class GeneralView(View):
     symbol = "t"
     coordinates = Noise()  # formally: their variable is the grid's, and h = w = 1
 
-    def linear_form(self, points: Points) -> LinearForm:
+    def linear_form(self, points: Points, coordinates: Coordinates | None = None) -> LinearForm:
         """1, 1 and 0: the slope is the problem's drift."""
         one = np.ones_like(points.tau)
         return LinearForm(one, one, np.zeros_like(one))
@@ -350,7 +360,8 @@ class GeneralView(View):
         def kick(n: int, u: Tensor) -> Tensor:
             G = problem.eta * problem.sde.diffusion(u, nodes[n].level)
             like = G[:, 0] if noise_kind(G, u) == "matrix" else u
-            return diffuse(G, u, noise.increment(times[n + 1], times[n], like))
+            low, high = sorted((times[n], times[n + 1]))
+            return diffuse(G, u, noise.increment(low, high, like))
 
         return kick
 
