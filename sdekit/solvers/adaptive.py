@@ -138,9 +138,9 @@ def _leave(u: Tensor, carry: Carry, groups: Ints, leaving: Mask) -> tuple[Tensor
     """Write the states of groups that leave into the result, and take them out of the batch."""
     if len(groups) == 1:  # a last sample, or the batch as one
         states = carry[0]
-        return (
-            states if len(states) == len(u) else u.index_copy(0, _index(groups, u), states)
-        ), carry
+        if len(states) < len(u):
+            states = u.index_copy(0, _index(groups, u), states)
+        return states, carry
     out, stay = (_index(np.flatnonzero(m), u) for m in (leaving, ~leaving))
     u = u.index_copy(0, _index(groups[leaving], u), carry[0].index_select(0, out))
     return u, _rows(carry, stay)

@@ -185,7 +185,8 @@ class PredictorCorrector(Scheme):
     No order is declared, because correctors leave biases that no number of steps removes.
 
     Args:
-        predictor: A scheme of the reverse SDE, or of the flow.
+        predictor: A scheme of the reverse SDE, or of the flow; one that corrects its last step in the
+            next, as `Adams` with a corrector, would undo the Langevin steps, and is refused by a solve.
         corrector: What corrects.
 
     Raises:

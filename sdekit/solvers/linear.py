@@ -167,12 +167,21 @@ class Runner:
         self._slots: list[Tensor] = []
 
     def __call__(self, n: int, z: Tensor) -> Tensor:
-        """Take step ``n`` from the state that the step before returned, or another in its place."""
+        """Take step ``n`` from the state that the step before returned, or another in its place.
+
+        Raises:
+            ValueError: If it is another, and the scheme is about to correct its own.
+        """
         if n == len(self._steps) and self._end is not None:
             return self._end(z)
         if n == 0:
             self._begin(z)
             self._drawn.clear()
+        if n and z is not self._latest and not self._steps[n - 1][-1].updates[-1].accept:
+            raise ValueError(
+                "the state was changed between two steps, and this scheme corrects its last step in "
+                "the next, from the one before; take one without a corrector, such as sdekit.Adams(2)"
+            )
         if n == 0 or z is not self._latest:
             self._latest = self._accepted = self._accepted.copy_(z) if self._reuse else z
         latest, self._accepted = self._take(
