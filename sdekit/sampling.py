@@ -14,7 +14,7 @@ from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
 from .inputs import check_rows, check_steps, check_tolerances, named_solver
 from .prepared import set_up
-from .sde import Model
+from .sde import Model, ReverseSDE
 from .solution import Solution, SolveError, Stats
 from .solvers.fixed import integrate_fixed
 from .solvers.march import Tolerances
@@ -109,6 +109,9 @@ def solve(
         raise ValueError(f"stepping = {stepping!r}; it must be 'sample' or 'batch'")
     if rtol is None and (dense or stepping == "batch"):
         raise ValueError("dense= and stepping= are about adaptive steps; give rtol=")
+    stochastic = method is not None and named_solver(method).scheme.stochastic
+    if rtol is not None and checkpoint and (stochastic or isinstance(problem, ReverseSDE)):
+        raise ValueError("checkpoint=True takes steps again, and needs a deterministic method")
     if rtol is not None and checkpoint and (dense or trajectory):
         raise ValueError("checkpoint=True keeps no states between; leave dense and trajectory out")
     solver, view, grid, calls = set_up(

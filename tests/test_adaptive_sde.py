@@ -186,3 +186,26 @@ def test_the_default_is_adaptive_too():
         sk.solve(EDM.reverse(gaussian), x, rtol=1e-2, seed=0, dense=True)
     with pytest.raises(ValueError, match="one seed for the batch"):
         sk.solve(EDM.reverse(gaussian), x, rtol=1e-2, noise=sk.BrownianPath(1, (64, 4)))
+
+
+@pytest.mark.parametrize("method", ["stochastic_adams2", "shark_theta", "ddim_eta"])
+def test_noise_is_not_replayed(method):
+    x = (20 * normal(3, 2)).requires_grad_()
+    with pytest.raises(ValueError, match="needs a deterministic method"):
+        sk.solve(EDM.reverse(gaussian), x, method=method, steps=4, seed=0, checkpoint=True)
+    with pytest.raises(ValueError, match="needs a deterministic method"):
+        sk.solve(EDM.reverse(gaussian), x, rtol=0.1, seed=0, checkpoint=True)
+
+
+def test_gradients_go_through_noise():
+    """Of a linear problem: the derivative is the ratio of results without noise."""
+    x = (20 * normal(3, 2)).requires_grad_()
+    for options in ({"steps": 6}, {"rtol": 0.1}):
+        solved = sk.solve(EDM.reverse(gaussian), x, seed=0, sigma_data=0.8, **options)
+        (gradient,) = torch.autograd.grad(solved.x.sum(), x)
+        with torch.no_grad():
+            moved = x.clone()
+            moved[0, 0] += 1e-4
+            again = sk.solve(EDM.reverse(gaussian), moved, seed=0, sigma_data=0.8, **options)
+        change = float((again.x - solved.x).detach().sum()) / 1e-4
+        assert change == pytest.approx(float(gradient[0, 0]), rel=1e-4)

@@ -42,7 +42,7 @@ from sdekit.distributions.eigen import (
     scatter,
     weighted_cov,
 )
-from sdekit.distributions.scalar import flow_scalar
+from sdekit.distributions.scalar import flow_scalar, quantile_scalar
 from sdekit.distributions.transition import ReverseTransition
 
 
@@ -124,6 +124,38 @@ class GaussianMixture(Distribution):
         """
         self._check(k, sigma)
         return chunked(self._characteristic_function, self._width, k, sigma)
+
+    def marginal(self, direction: object) -> GaussianMixture:
+        """Return the law of `direction . x`, a mixture in dimension 1, for a `direction` `(d,)`.
+
+        Of `x` at `sigma` it is the law at the same `sigma`, if the direction is of unit length.
+
+        Raises:
+            TypeError, ValueError: the direction is not as above.
+        """
+        direction = parameter(direction, "direction")
+        if direction.shape != (self.dim,):
+            raise ValueError(f"direction must be ({self.dim},), got {tuple(direction.shape)}")
+        p = self._parameters(torch.device("cpu"), torch.float64)
+        q = direction if p.basis is None else (direction @ p.basis).reshape(p.means.shape)
+        variances = (q.square() * p.variances).sum(-1)
+        return GaussianMixture(self.weights, (self.means @ direction)[:, None], variances)
+
+    def quantile(self, levels: Tensor, sigma: float = 0.0) -> Tensor:
+        """Return the quantiles of `p_sigma` at `levels` `(n,)` in (0, 1), float64, in 1-D only.
+
+        Raises:
+            TypeError, ValueError: the mixture is not one-dimensional, or an argument is out of range.
+        """
+        check_sigma(sigma)
+        levels = parameter(levels, "levels")
+        if self.dim != 1 or not ((levels > 0) & (levels < 1)).all():
+            raise ValueError(
+                f"quantiles are known in dimension 1, at levels between 0 and 1; got dimension "
+                f"{self.dim} and levels from {float(levels.min()):.3g} to {float(levels.max()):.3g}"
+            )
+        stds = (self._variances[:, 0] + sigma**2).sqrt()
+        return quantile_scalar(levels, self.weights, self.means[:, 0], stds)
 
     def flow(self, x: Tensor, sigma: Sigma, sigma_to: Sigma) -> Tensor:
         """Map `x` `(B, 1)` from `sigma` to `sigma_to` along the probability flow, in 1-D only.

@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
+from torch.special import log_ndtr, ndtr, ndtri
 
 from sdekit.distributions.base import Sigma, chunked, squared
 
@@ -73,6 +73,29 @@ def flow_scalar(
 
     width = means.numel()
     return chunked(solve, width, x.double(), sigma, sigma_to).to(x.dtype)
+
+
+def quantile_scalar(levels: Tensor, weights: Tensor, means: Tensor, stds: Tensor) -> Tensor:
+    """Return the quantiles of one mixture in dimension 1, by bisection.
+
+    Args:
+        levels: `(n,)`, between 0 and 1, float64.
+        weights: `(K,)`.
+        means: `(K,)`.
+        stds: `(K,)`.
+    """
+
+    def solve(levels: Tensor) -> Tensor:
+        # A quantile lies between the least and the largest of the components' own.
+        each = means + stds * ndtri(levels)[:, None]
+        low, high = each.amin(-1), each.amax(-1)
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            below = ndtr((middle[:, None] - means) / stds) @ weights < levels
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 0.5 * (low + high)
+
+    return chunked(solve, len(means), levels)
 
 
 def log_tail(z: Tensor, log_weights: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ def stochastic() -> Iterator[Method]:
         ("stochastic_heun", RungeKutta(tableaus.HEUN), Preconditioned()),
         ("stochastic_heun_noise", RungeKutta(tableaus.HEUN), Noise()),
     ):
-        yield Method(name, Solver(Stochastic(scheme), coordinates, balanced), "theory 4.8")
+        yield Method(name, Solver(Stochastic(scheme), coordinates, balanced), "Rümelin 1982, with additive noise")
 
 
 def runge_kutta_with_noise() -> Iterator[Method]:

@@ -114,7 +114,7 @@ def _check_replayable(step: Step) -> None:
     """Refuse steps that cannot be taken again."""
     if torch.compiler.is_compiling():
         raise ValueError("a loop with checkpoint=True cannot be compiled; compile the denoiser")
-    if not isinstance(step, Runner):
+    if not isinstance(step, Runner) or step.draws:
         raise ValueError(
             "checkpoint=True needs a deterministic method, whose steps can be taken again; this one "
             "draws noise"
