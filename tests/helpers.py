@@ -29,11 +29,6 @@ def normal(*shape, seed=0, dtype=DOUBLE):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
 
 
-def column(values, like):
-    """One number per sample, shaped to multiply states."""
-    return torch.as_tensor(values).to(like).reshape(-1, *(1,) * (like.ndim - 1))
-
-
 class Counting:
     """A denoiser that counts its calls and the rows in them."""
 

@@ -641,11 +641,6 @@ X = torch.ones((2, 3), dtype=DOUBLE)
         (lambda: sk.VP().perturb(X, 0.5, noise=X[0]), ValueError, "they must agree"),
         (lambda: sk.grids.karras(5, 80.0, 0.002, rho=0.0), ValueError, "rho = 0"),
         (
-            lambda: sk.PredictorCorrector(sk.RungeKutta(sk.tableaus.HEUN)),
-            ValueError,
-            "integrates the flow",
-        ),
-        (
             lambda: sk.Tableau(c=(0.5, 1.0), a=((1.0,),), b=(0.5, 0.5), order=2),
             ValueError,
             "first stage time",
@@ -661,7 +656,7 @@ X = torch.ones((2, 3), dtype=DOUBLE)
             "sum to its stage time",
         ),
         (lambda: sk.Tableau(c=(0.0,), a=(), b=(0.9,), order=1), ValueError, "must sum to 1"),
-        (lambda: sk.PredictorCorrector(sk.EulerMaruyama(), snr=0.0), ValueError, "positive snr"),
+        (lambda: sk.LangevinCorrector(snr=0.0), ValueError, "positive snr"),
         (
             lambda: sk.Churn(sk.RungeKutta(sk.tableaus.HEUN), s_churn=-1.0),
             ValueError,

@@ -7,7 +7,7 @@ the next trial sees the same path again: see `sdekit.solvers.bridge`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,11 @@ class NoisyTrial(Trial):
 
     noise: Tensor
     width: int
+
+    def take(self, kept: Mask) -> NoisyTrial:
+        """Return the trial of some of its groups, with their noise."""
+        rows = torch.as_tensor(np.flatnonzero(kept), device=self.noise.device)
+        return replace(super().take(kept), noise=self.noise[:, rows])
 
 
 class NoisyMarch(March[NoisyTrial]):
