@@ -314,6 +314,19 @@ def noise_costs() -> str:
     return table(rows)
 
 
+def rejections() -> str:
+    """Relative error of a standard deviation, by solver, dimension and tolerance."""
+    cells = json.loads((RESULTS / "rejections.json").read_text(encoding="utf-8"))["cells"]
+    rows: dict[tuple[int, float], list[str]] = {}
+    names = dict.fromkeys(cell["solver"] for cell in cells)
+    for cell in cells:
+        error, spread = (100 * cell[key] for key in ("error", "standard_error"))
+        text = f"{error:+.1f} ± {spread:.1f} % ({cell['nfe']:.0f})"
+        rows.setdefault((cell["dim"], cell["rtol"]), []).append(text)
+    body = [(str(dim), f"{rtol:g}", *texts) for (dim, rtol), texts in rows.items()]
+    return table([("dimensions", "rtol", *names), *body])
+
+
 def write_all() -> None:
     """Write every part."""
     likelihood = json.loads((RESULTS / "likelihood.json").read_text(encoding="utf-8"))
@@ -334,5 +347,6 @@ def write_all() -> None:
         "traces": traces(likelihood),
         "digits": digits_bits(likelihood),
         "noise": noise_costs(),
+        "rejections": rejections(),
     }.items():
         (FOLDER / f"{name}.md").write_text(text + "\n", encoding="utf-8")

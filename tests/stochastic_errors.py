@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -182,7 +183,7 @@ def churned(law: Modes, native: bool):
     path = sk.GridPath(np.linspace(0, 1, FINE + 1), tuple(x_hat.shape), seed=11)
     own = Solver(sk.EulerMaruyama(), sk.Native() if native else sk.Noise(), sk.grids.log)
     fine, total = levels(own, FINE, START, END), 3.0
-    for n, (here, there) in enumerate(zip(fine[:-1], fine[1:], strict=True)):
+    for n, (here, there) in enumerate(itertools.pairwise(fine)):
         hat = here * (1 + total / FINE)
         z = path.increment(n / FINE, (n + 1) / FINE, x_hat) * FINE**0.5
         x_hat = x_hat + np.sqrt(hat**2 - here**2) * z

@@ -22,8 +22,8 @@ from sdekit.path import NamedNormals, join, split, whole
 
 DOUBLE = torch.float64
 # How likely the statistical tests of this module are to fail, all of them together, for seeds that
-# nobody has chosen. Each of the tests named here has its share.
-FALSE_ALARMS = 1e-6 / 5
+# nobody has chosen; each of the six has its share.
+FALSE_ALARMS = 1e-6 / 6
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 
 # A clock that runs down as σ goes up, as that of the noise in coordinates whose scale damps it.
