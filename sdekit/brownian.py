@@ -18,9 +18,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .clock import TIME as TIME  # the protocol's own, and so at home here as well
-from .clock import VARIANCE as VARIANCE
-from .clock import Clock as Clock
+from .clock import TIME, VARIANCE
+from .clock import Clock as Clock  # part of the protocol, so at home here as well
 
 
 class NoiseSource(Protocol):
@@ -34,8 +33,8 @@ class NoiseSource(Protocol):
         """Space-time area over ``[a, b]``: how far the path lies above its chord, on average.
 
         With ``h = b − a``: ``H = (1/h) ∫ (W(r) − W(a) − (r − a)/h (W(b) − W(a))) dr`` over the
-        interval. It is ``N(0, h/12)``, independent of the increment, and counts up the clock as the
-        increment does. For a step that goes down the clock see `over_step`.
+        interval. It is ``N(0, h/12)``, independent of the increment. A path read backward has the
+        increment ``−W`` and the area ``H``; for what drives a step down the clock see `over_step`.
         """
         ...
 
@@ -74,14 +73,14 @@ def read_seeds(seed: object) -> tuple[list[int], bool]:
         TypeError: If the seed is not a whole number, or a sequence of them.
     """
     seeds = np.asarray(seed, dtype=object)  # else seeds of more than 63 bits might become floats
-    numbers = [int(s) for s in seeds.flat if isinstance(s, int | np.integer)]
-    if seeds.ndim > 1 or len(numbers) < seeds.size:
+    whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in seeds.flat)
+    if seeds.ndim > 1 or not whole:
         raise TypeError(f"seed = {seed!r}; it must be a whole number, or one per sample")
-    return numbers, seeds.ndim == 1
+    return [int(s) for s in seeds.flat], seeds.ndim == 1
 
 
 def make_generator(seed: int, device: torch.device | str | None) -> torch.Generator:
-    """Make a generator of a seed, of which torch reads the low 32 bits only on the CPU."""
+    """Make a generator that depends on all of a seed; torch's own reads 32 bits of it on the CPU."""
     if not 0 <= seed < 2**32:  # else seeds that differ by 2³² would give the same numbers
         seed = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "little")
     return torch.Generator(device or "cpu").manual_seed(seed)

@@ -13,7 +13,7 @@ class Clock:
     """A clock, and an axis of positions on which the points of usual grids are about evenly spread.
 
     The variance of a Brownian motion over an interval is the difference of its clock values.
-    `BrownianPath` cuts the axis of positions into cells of length 1.
+    A unit of position is about what steps are long: the resolution of a `BrownianPath` is in it.
 
     Args:
         name: Name. Clocks of one name are one clock, so it has to contain the clock's parameters.
@@ -27,13 +27,13 @@ class Clock:
 
     @classmethod
     def uniform(cls, name: str, unit: float) -> Clock:
-        """Return a clock whose cells are all ``unit`` long."""
+        """Return a clock whose position is its value, in multiples of ``unit``."""
         return cls(name, functools.partial(_times, 1 / unit), functools.partial(_times, unit))
 
     def mapped(
         self, name: str, to: Callable[[float], float], back: Callable[[float], float]
     ) -> Clock:
-        """Return a clock that shows ``to(value)`` where this one shows ``value``, with the same cells.
+        """Return a clock that shows ``to(value)`` where this one shows ``value``.
 
         Args:
             name: Name of the new clock.
@@ -48,7 +48,7 @@ def _times(factor: float, value: float) -> float:
     return factor * value
 
 
-# The lowest cell ends at σ = 0; above this position, cells are octaves of σ².
+# Above this position it is the octave of σ²; below it is linear in σ², and one unit goes down to 0.
 _LOWEST = -64
 
 
@@ -67,7 +67,7 @@ def _variance(position: float) -> float:
 
 
 VARIANCE = Clock("variance", _octave, _variance)
-"""``σ²``, the clock of affine processes: its cells are octaves, the lowest one ``[0, 2⁻⁶⁴]``."""
+"""``σ²``, the clock of affine processes, whose position is ``log2 σ²``; 0 is included."""
 
 TIME = Clock.uniform("time", 1 / 32)
-"""The time of general SDEs that last for about 1; `Clock.uniform` makes a clock for other spans."""
+"""Time of SDEs that last for about 1, in units of 1/32; `Clock.uniform` makes others."""

@@ -173,17 +173,17 @@ class BrownianPath:
     ``W(t)`` is a function of the sample's seed, the clock and ``t``. So a sample's path does not
     depend on the batch, and solves with other methods or other numbers of steps follow the same
     path; increments and areas obey Chen's relation to round-off. The law is exact as long as no two
-    of the ends of intervals asked for lie within one leaf, `resolution` wide; an interval inside a
-    leaf is refused. Numbers are drawn in float32 on the host, so that solves in float32 and float64,
-    and on any device, follow one path.
+    of the ends of intervals asked for lie within one leaf, ``resolution`` wide; an interval inside a
+    leaf is refused. Numbers are drawn in float32 on the CPU, so that solves in float32 and float64,
+    and on any device, follow one path. A path is not to be asked by several threads at once.
 
     Args:
         seeds: One seed for each sample, whose path then depends on this seed alone; or one seed for
             the batch, which is much faster for small states: sample ``i``'s path then depends on the
             seed and on ``i``.
         shape: Shape of the state, ``(B, *event)``.
-        clock: Clock of the intervals that are asked for. Schemes that need another one take it by
-            `on`.
+        clock: Clock of the intervals that are asked for: the variance, for affine processes, or
+            `sdekit.clock.TIME` for others. Schemes that need one of their own take it by `on`.
         resolution: Length of a leaf on the clock's position axis, a power of 1/2. The path at the
             ends of leaves stays the same if it is made finer. Each halving costs up to two more
             arrays of numbers for each end of an interval.
@@ -212,7 +212,7 @@ class BrownianPath:
                 f"{len(numbers)} seeds for a state of shape {self.shape}; give one seed per sample, "
                 "or one for the batch"
             )
-        mantissa, exponent = math.frexp(_CELL / resolution)
+        mantissa, exponent = math.frexp(_CELL / resolution if resolution else math.inf)
         self.levels = exponent - 1
         if mantissa != 0.5 or not 0 <= self.levels <= 40:
             raise ValueError(f"resolution = {resolution}; it must be 1/2, 1/4, 1/8, … or 2**-41")

@@ -395,6 +395,7 @@ def nowhere(value):
         (lambda: sk.BrownianPath(None, (3, 4)), TypeError, "whole number"),
         (lambda: sk.BrownianPath(1, (3, 4), resolution=0.3), ValueError, r"1/2, 1/4, 1/8"),
         (lambda: sk.BrownianPath(1, (3, 4), resolution=1.0), ValueError, "1/2, 1/4, 1/8"),
+        (lambda: sk.BrownianPath(1, (3, 4), resolution=0), ValueError, "1/2, 1/4, 1/8"),
         (lambda: sk.BrownianPath(1, (3, 5)).increment(1, 2, LIKE), ValueError, r"\(3, 5\)"),
         (lambda: sk.BrownianPath(1, (3, 5)).area(1, 2, LIKE), ValueError, r"\(3, 5\)"),
         (lambda: sk.BrownianPath(1, (3, 5)).normal(LIKE), ValueError, r"\(3, 5\)"),

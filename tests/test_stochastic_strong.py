@@ -44,11 +44,25 @@ def test_strong_order_on_gaussian_data(name):
     assert strong_order(solver, GAUSSIAN) == pytest.approx(expected, abs=0.25)
 
 
-VARIED = (
-    "stochastic_adams2 sa_solver_3 seeds_3 stochastic_heun_noise sea sea_theta sra1 sra3_theta "
-    "sosra_theta shark_theta spark ddim_eta ddpm dpm_2_ancestral euler_maruyama euler_maruyama_t "
-    "reverse_diffusion"
-).split()
+VARIED = [
+    "stochastic_adams2",
+    "sa_solver_3",
+    "seeds_3",
+    "stochastic_heun_noise",
+    "sea",
+    "sea_theta",
+    "sra1",
+    "sra3_theta",
+    "sosra_theta",
+    "shark_theta",
+    "spark",
+    "ddim_eta",
+    "ddpm",
+    "dpm_2_ancestral",
+    "euler_maruyama",
+    "euler_maruyama_t",
+    "reverse_diffusion",
+]
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("mixture2d", "mixture16d", "digits"),
     "ode": tuple(PROBLEMS),
     "adaptive": tuple(PROBLEMS),
+    "sde": ("mixture2d", "narrow2d", "broad3d", "mixture8d", "mixture16d", "wide16d"),
 }
 
 

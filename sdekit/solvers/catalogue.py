@@ -228,7 +228,8 @@ def stochastic() -> Iterator[Method]:
         ("stochastic_heun", RungeKutta(tableaus.HEUN), Preconditioned()),
         ("stochastic_heun_noise", RungeKutta(tableaus.HEUN), Noise()),
     ):
-        yield Method(name, Solver(Stochastic(scheme), coordinates, balanced), "Rümelin 1982, with additive noise")
+        solver = Solver(Stochastic(scheme), coordinates, balanced)
+        yield Method(name, solver, "Rümelin 1982, with additive noise")
 
 
 def runge_kutta_with_noise() -> Iterator[Method]:

@@ -12,7 +12,8 @@ How they are made to solve exactly this problem, and nothing else:
 - The network is evaluated at the noise level itself, never at a rounded training timestep.
 - Where diffusers casts the state to float32 whatever its dtype, the cast is kept from happening.
 
-The solvers of torchdiffeq and scipy, which choose their own steps, are in `of_ode`.
+The solvers of torchdiffeq and scipy, which choose their own steps, are in `of_ode`; all that adds noise
+is in `of_sde`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,19 @@ from __future__ import annotations
 from .of_azula import AZULA_GRIDS, azula_peers
 from .of_diffusers import DIFFUSERS_GRIDS, diffusers_peers
 from .of_ode import OdePeer, ode_peers
+from .of_sde import sde_peers
 from .peer import Peer
 
-__all__ = ["AZULA_GRIDS", "DIFFUSERS_GRIDS", "ODE_PEERS", "PEERS", "OdePeer", "Peer"]
+__all__ = [
+    "AZULA_GRIDS",
+    "DIFFUSERS_GRIDS",
+    "ODE_PEERS",
+    "PEERS",
+    "SDE_PEERS",
+    "OdePeer",
+    "Peer",
+]
 
 PEERS: dict[str, Peer] = {peer.name: peer for peer in (*diffusers_peers(), *azula_peers())}
 ODE_PEERS: dict[str, OdePeer] = {peer.name: peer for peer in ode_peers()}
+SDE_PEERS: dict[str, Peer] = {peer.name: peer for peer in sde_peers()}

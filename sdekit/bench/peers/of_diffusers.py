@@ -24,10 +24,10 @@ def _scheduler(name: str, n_steps: int, **config: Any) -> Any:  # noqa: ANN401 (
     from diffusers import schedulers
     from diffusers.utils import logging
 
-    # Single-step solvers of an uneven number of steps say that they lower the last orders.
-    logging.get_logger("diffusers.schedulers.scheduling_dpmsolver_singlestep").setLevel(
-        logging.ERROR
-    )
+    # Single-step solvers of an uneven number of steps say that they lower the last orders, and some
+    # schedulers make others of their own settings.
+    for source in ("schedulers.scheduling_dpmsolver_singlestep", "configuration_utils"):
+        logging.get_logger(f"diffusers.{source}").setLevel(logging.ERROR)
     scheduler = getattr(schedulers, name)(**config)
     scheduler.set_timesteps(n_steps)
     return scheduler
@@ -82,7 +82,7 @@ def _diffusers_vp(
     """Solve by a scheduler in the scaling of VP, ``x = x̂ / sqrt(1 + σ²)``, on any ``sigmas``."""
     sigmas = _diffusers_sigmas(grid, n_steps)
     options: dict[str, Any] = {}
-    if scheduler == "SASolverScheduler":
+    if scheduler == "SASolverScheduler" and "tau_func" not in config:
         config["tau_func"] = lambda t: 0  # the ODE; it draws its noise all the same
         options["generator"] = torch.Generator(x_hat.device)
     run = _scheduler(scheduler, n_steps, prediction_type="sample", **config)
@@ -151,7 +151,9 @@ def _diffusers_kdpm2(denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int) -
     return _step_down(run, x_hat, levels, lambda x, sigma: (x - denoiser(x, sigma)) / sigma)
 
 
-def _diffusers_ddim(denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int) -> Tensor:
+def _diffusers_ddim(
+    denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int, *, eta: float = 0.0
+) -> Tensor:
     """DDIM, whose levels are those of its training timesteps: one is trained for each."""
     sigmas = _diffusers_sigmas(grid, n_steps)
     run = _scheduler(
@@ -166,7 +168,7 @@ def _diffusers_ddim(denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int) ->
     x = x_hat * scale[0]
     for n in range(n_steps):
         d = denoiser(x / scale[n], sigmas[n])
-        x = run.step(d, n_steps - n, x, return_dict=False)[0]
+        x = run.step(d, n_steps - n, x, eta=eta, return_dict=False)[0]
     return x / scale[-1]
 
 

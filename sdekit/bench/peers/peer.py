@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -15,6 +17,14 @@ from ...sde import Model
 
 Array = NDArray[np.float64]
 Grid: TypeAlias = "str | Array"
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global source of noise, from which peers draw, and leave it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 class Integrator(Protocol):
@@ -87,6 +97,7 @@ class _Counter:
 
     def __init__(self, denoiser: Model) -> None:
         self.denoiser = denoiser
+        self.sigma_data = getattr(denoiser, "sigma_data", None)
         self.calls = 0
 
     def __call__(self, x_hat: Tensor, sigma: Tensor) -> Tensor:
