@@ -17,7 +17,11 @@ from .bench.plots import write_plots
 from .bench.problems import SUITES, check_problem_name
 from .bench.report import print_report
 from .bench.runner import QUICK
-from .bench.store import write_suite, write_tolerances
+from .bench.sde import QUICK as QUICK_SDES
+from .bench.sde import EXACT, SdeConfig, run_sdes
+from .bench.sde_plots import write_sde_plots
+from .bench.sde_report import print_sde_report
+from .bench.store import write_sdes, write_suite, write_tolerances
 from .bench.suite import HEATS, SuiteConfig, run_suite
 from .bench.suite_plots import write_suite_plots
 from .bench.suite_report import print_suite_report
@@ -86,14 +90,16 @@ def bench(
         typer.Option(
             help="'ode': all deterministic methods against those of diffusers and azula (hours). "
             "'adaptive': the cost of an error, against torchdiffeq, scipy and DPM-Solver (an hour). "
-            "Both go on where they were stopped."
+            "'sde': the law of the samples of all stochastic methods, against diffusers, azula and "
+            "torchsde (half an hour). All go on where they were stopped."
         ),
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and budgets.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results; results/bench, results/suite or results/adaptive.",
+            help="Folder of the results; results/bench, results/suite, results/adaptive or "
+            "results/sde.",
             file_okay=False,
         ),
     ] = None,
@@ -102,7 +108,7 @@ def bench(
         str,
         typer.Option(
             help="Other methods, as in heun,dopri5; or all. In the suite 'adaptive', these are "
-            "measured anew. Not of the suite 'ode', which runs all."
+            "measured anew. Not of the suites 'ode' and 'sde', which run all."
         ),
     ] = "",
     nfe: Annotated[str, typer.Option(help="Budgets of evaluations, as in 10,20,40.")] = "",
@@ -122,8 +128,24 @@ def bench(
         return
     if suite:
         if methods:
-            _refuse("--methods goes without --suite ode, which runs all")
-        _suite(suite, quick, out or Path("results/suite"), problems, nfe, seed, peers)
+            _refuse(f"--methods goes without --suite {suite}, which runs all")
+        if suite not in _SUITES:
+            _refuse(f"unknown suite {suite!r}; there is {', '.join(map(repr, _SUITES))}")
+        missing = [package for package in ("diffusers", "azula") if find_spec(package) is None]
+        if peers and missing:
+            _refuse(
+                f"the suite runs {' and '.join(missing)}, not installed here: pip install "
+                "'sdekit[bench]', or leave the peers out by --no-peers"
+            )
+        run = _sdes if suite == "sde" else _suite
+        run(
+            quick,
+            out or Path(f"results/{'sde' if suite == 'sde' else 'suite'}"),
+            problems,
+            nfe,
+            seed,
+            peers,
+        )
         return
     out = out or Path("results/bench")
     config = QUICK if quick else Config()
@@ -182,19 +204,31 @@ def _tolerances(
     typer.echo(f"{written}")
 
 
-def _suite(
-    name: str, quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bool
-) -> None:
-    """Run what is missing of a suite and report on all of it."""
-    if name not in _SUITES:
-        _refuse(f"unknown suite {name!r}; there is {', '.join(map(repr, _SUITES))}")
-    missing = [package for package in ("diffusers", "azula") if find_spec(package) is None]
-    if peers and missing:
-        _refuse(
-            f"the suite runs {' and '.join(missing)}, not installed here: pip install "
-            "'sdekit[bench]', or leave the peers out by --no-peers"
+def _sdes(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bool) -> None:
+    """Run what is missing of the suite of stochastic methods and report on all of it."""
+    config = QUICK_SDES if quick else SdeConfig()
+    try:
+        config = replace(
+            config,
+            problems=_words(problems) or config.problems,
+            budgets=_numbers(nfe) or config.budgets,
+            seed=seed,
+            peers=peers,
         )
-    config = SuiteConfig(problems=SUITES[name], seed=seed, peers=peers)
+    except ValueError as error:
+        _refuse(error)
+    store = run_sdes(config, out / "cells", progress=True)
+    cells = [c for c in store.of(config.problems) if c.group == EXACT or c.budget in config.budgets]
+    print_sde_report(cells, _console())
+    written = out / "sde.json"
+    write_sdes(config, cells, written)
+    pictures = write_sde_plots(cells, out)
+    typer.echo("\n".join(f"{path}" for path in (written, *pictures)))
+
+
+def _suite(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bool) -> None:
+    """Run what is missing of the suite of deterministic methods and report on all of it."""
+    config = SuiteConfig(seed=seed, peers=peers)
     if quick:
         config = replace(config, budgets=HEATS, samples=8)
     try:

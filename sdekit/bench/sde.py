@@ -51,7 +51,13 @@ CHOSEN: tuple[tuple[str, float], ...] = (
     ("stochastic_adams2", 0.5),
 )
 # With half the noise, on a quarter of the samples.
-HALVED = ("stochastic_adams1", "stochastic_adams2", "stochastic_adams3", "shark_theta", "sa_solver_3")
+HALVED = (
+    "stochastic_adams1",
+    "stochastic_adams2",
+    "stochastic_adams3",
+    "shark_theta",
+    "sa_solver_3",
+)
 
 
 @dataclass(frozen=True)
@@ -200,13 +206,20 @@ class _Runner:
 
     def exact(self) -> None:
         """Measure sets of exact samples: no sampler does better, but by chance."""
-        for n in tqdm(range(DRAWS), desc=f"{self.name}: floor", disable=not self.progress, leave=False):
+        for n in tqdm(
+            range(DRAWS), desc=f"{self.name}: floor", disable=not self.progress, leave=False
+        ):
             cell = SdeCell(self.name, EXACT, EXACT, "–", None, self.samples, n, 0)
             if cell.key not in self.store.cells:
-                self._keep(cell, self._draw(self.samples, SIGMA_MIN, 1000 + self.config.seed + n), 0)
+                self._keep(
+                    cell, self._draw(self.samples, SIGMA_MIN, 1000 + self.config.seed + n), 0
+                )
 
     def ours(
-        self, chosen: tuple[tuple[str, float], ...] | list[tuple[str, float | None]], samples: int, what: str
+        self,
+        chosen: tuple[tuple[str, float], ...] | list[tuple[str, float | None]],
+        samples: int,
+        what: str,
     ) -> None:
         """Measure methods of sdekit at all budgets."""
         bar = tqdm(chosen, desc=f"{self.name}: {what}", disable=not self.progress, leave=False)
@@ -247,7 +260,11 @@ class _Runner:
         scale = PROCESS.on_host("scale", PROCESS.on_host("time", sigmas[[0, -1]]))
         with torch.no_grad():
             solution = solve(
-                problem, x_hat * float(scale[0]), method=bound, sigmas=sigmas, seed=self.config.seed + 1
+                problem,
+                x_hat * float(scale[0]),
+                method=bound,
+                sigmas=sigmas,
+                seed=self.config.seed + 1,
             )
         return solution.x / float(scale[1]), solution.nfe
 
@@ -258,7 +275,10 @@ class _Runner:
         heats = [n for n in HEATS if n in self.config.budgets] or sorted(self.config.budgets)[:1]
         for budget in heats:
             bar = tqdm(
-                settings, desc=f"{self.name}: peers, {budget}", disable=not self.progress, leave=False
+                settings,
+                desc=f"{self.name}: peers, {budget}",
+                disable=not self.progress,
+                leave=False,
             )
             errors = [self._peer(*setting, self.samples // SHARE, budget) for setting in bar]
             ranked = sorted(range(len(settings)), key=errors.__getitem__)

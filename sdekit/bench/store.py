@@ -18,6 +18,8 @@ import torch
 from .problems import PROCESS, SIGMA_MAX, SIGMA_MIN
 from .ratios import ANY_GRID, FITTED, GOALS, OURS, PEER, Ratios
 from .runner import Config, Results
+from .sde import EXACT, HEATS, SHARE, SdeCell, SdeConfig
+from .sde_ratios import AT_FLOOR, DEFAULT, GOAL, GOAL_BUDGETS, METRICS, WeakRatios
 from .suite import SuiteCell, SuiteConfig
 from .tolerance import ToleranceCell, ToleranceConfig, ToleranceStore
 from .tolerance_ratios import DECADES, MEAN_GOAL, WORST_GOAL, Cost, Costs
@@ -174,6 +176,94 @@ def _tolerance_curves(cells: Sequence[ToleranceCell]) -> list[dict[str, Any]]:
     return curves
 
 
+def write_sdes(config: SdeConfig, cells: Sequence[SdeCell], path: Path) -> None:
+    """Write the suite of stochastic methods as JSON: all that is known of sdekit and the best peers."""
+    ratios = WeakRatios(cells)
+    peers = ("diffusers", "azula", "torchsde") if ratios.has_peers else ()
+    record: dict[str, Any] = {
+        **_context(
+            config,
+            (*_PACKAGES, *peers),
+            dtype="float32",
+            error="of the law of the final x̂: cf, RMS error of the characteristic function at 256 "
+            "frequencies; w2, sliced Wasserstein-2 distance over 16 directions by the data's standard "
+            "deviation; mean and cov, relative errors of the moments",
+        ),
+        "groups": {
+            OURS: "a method on its default grid",
+            PEER: "a sampler of diffusers, azula or torchsde on a grid that it ships",
+            EXACT: "as many exact samples; budgets are the numbers of the sets",
+        },
+        "race": {
+            "share_of_samples": f"1/{SHARE}",
+            "peers_at": HEATS,
+            "peer_settings": len({(c.method, c.grid) for c in cells if c.group == PEER}),
+        },
+        "default": dict(zip(("method", "eta"), DEFAULT, strict=True)),
+        "goal": {"ratio": GOAL, "or_error_by_floor": AT_FLOOR, "budgets": GOAL_BUDGETS},
+        "floors": [
+            {
+                "problem": problem,
+                "samples": ratios.samples[problem],
+                **{m: _rounded(ratios.floor(problem, m).mean) for m in METRICS},
+                "cf_std": _rounded(ratios.floor(problem).std),
+            }
+            for problem in ratios.problems
+        ],
+        "means": [
+            {"budget": n, **{m: _rounded(ratios.mean(n, metric=m)) for m in METRICS}}
+            for n in ratios.budgets
+        ],
+        "comparisons": [
+            {
+                "problem": found.problem,
+                "budget": n,
+                "ours": _rounded(found.ours),
+                "best_peer": _rounded(found.best),
+                "method": found.peer.method,
+                "grid": found.peer.grid,
+                "ratio": _rounded(found.ratio),
+                "at_floor": found.at_floor,
+                "met": found.met if GOAL_BUDGETS[0] <= n <= GOAL_BUDGETS[1] else None,
+            }
+            for n in ratios.budgets
+            for found in ratios.comparisons(n)
+        ],
+        "curves": _sde_curves(cells),
+    }
+    write_json(record, path)
+
+
+def read_sdes(path: Path) -> list[SdeCell]:
+    """Read the cells that `write_sdes` wrote."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        SdeCell(*(curve[key] for key in _SDE_KEYS), *values)
+        for curve in record["curves"]
+        for values in zip(*(curve[key] for key in _SDE_VALUES), strict=True)
+    ]
+
+
+_SDE_KEYS = ("problem", "group", "method", "grid", "eta", "samples")
+_SDE_VALUES = ("budget", "nfe", *METRICS)
+
+
+def _sde_curves(cells: Sequence[SdeCell]) -> list[dict[str, Any]]:
+    """Cells of one method, in one setting, on one problem together."""
+    found: dict[tuple[Any, ...], list[SdeCell]] = {}
+    for cell in cells:
+        found.setdefault(tuple(getattr(cell, key) for key in _SDE_KEYS), []).append(cell)
+    return [
+        dict(zip(_SDE_KEYS, key, strict=True))
+        | {name: [_short(getattr(cell, name)) for cell in curve] for name in _SDE_VALUES}
+        for key, curve in found.items()
+    ]
+
+
+def _short(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.3g}")
+
+
 def _curves(cells: Sequence[SuiteCell]) -> list[dict[str, Any]]:
     """Cells of sdekit, those of one method on one problem together."""
     found: dict[tuple[str, ...], list[SuiteCell]] = {}
@@ -224,7 +314,11 @@ def write_json(record: dict[str, Any], path: Path) -> None:
 
 
 def _context(
-    config: Config | SuiteConfig | ToleranceConfig, packages: Sequence[str]
+    config: Config | SuiteConfig | ToleranceConfig | SdeConfig,
+    packages: Sequence[str],
+    *,
+    dtype: str = "float64",
+    error: str = "RMS distance of the final x̂ from the reference, over samples and components",
 ) -> dict[str, Any]:
     """Return what was run, by what, and on what."""
     return {
@@ -234,8 +328,8 @@ def _context(
             "process": repr(PROCESS),
             "sigma_max": SIGMA_MAX,
             "sigma_min": SIGMA_MIN,
-            "dtype": "float64",
-            "error": "RMS distance of the final x̂ from the reference, over samples and components",
+            "dtype": dtype,
+            "error": error,
         },
         "versions": {
             "python": platform.python_version(),

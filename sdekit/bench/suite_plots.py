@@ -20,7 +20,7 @@ from .suite import SuiteCell
 _BLUE, _ORANGE, _GREEN, _RED, _BLACK, _PINK, _SKY = PALETTE
 # Of all problems these are drawn, as far as they were run; the trained network comes last.
 _DRAWN = ("mixture2d", "mixture16d", "mixture64d", "wide64d", "product12d", NETWORK)
-_TICKS = (5, 6, 8, 10, 15, 20, 30, 40, 60, 80, 120)
+_TICKS = (5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 80, 100, 120)
 _TOP = 100.0  # ratios and errors above have diverged, and by how much is of no interest
 
 _RATIO_NOTE = (
@@ -67,7 +67,7 @@ def write_suite_plots(cells: Sequence[SuiteCell], folder: Path) -> list[Path]:
     return files
 
 
-def _figure(
+def panels_of(
     columns: int, rows: int, size: tuple[float, float], right: float, note: str
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of panels ``size`` in inches, each with room for names on its right."""
@@ -88,11 +88,11 @@ def _figure(
 
 
 def _ratio_figure(ratios: Ratios) -> Figure:
-    figure, (shipped, shared) = _figure(2, 1, (4.6, 4.3), 1.25, _RATIO_NOTE)
+    figure, (shipped, shared) = panels_of(2, 1, (4.6, 4.3), 1.25, _RATIO_NOTE)
     fitted = [ratios.at(n, _FITTED.series).mean for n in ratios.budgets]
     low = min([0.02, *(value for value in fitted if value is not None)]) / 2
     for axes in (shipped, shared):
-        _frame(axes, ratios.budgets, (low, _TOP))
+        frame(axes, ratios.budgets, (low, _TOP))
     _ratio_panel(shipped, ratios, SHIPPED, (*_NAMED[:2], _DEFAULT, _FITTED))
     _ratio_panel(shared, ratios, ANY_GRID, (_DEFAULT, _FITTED))
     shipped.set_ylabel("error / best peer's error")
@@ -109,14 +109,14 @@ def _ratio_panel(
         style: dict[str, Any] = {"color": "#cccccc", "linewidth": 0.7, "zorder": 1.5}
         if problem == NETWORK:
             style = {"color": _DEFAULT.colour, "linewidth": 1.2, "linestyle": "dotted"}
-        _line(axes, ratios.budgets, singles, style)
+        line(axes, ratios.budgets, singles, style)
     axes.axhline(1.0, color=_BLACK, linewidth=0.9)
     at = (ratios.budgets[-1], 1.0)
     axes.annotate("best peer", at, (0, 3), textcoords="offset points", fontsize=8, ha="right")
     ends = []
     for curve in curves:
         means = [ratios.at(n, curve.series, against).mean for n in ratios.budgets]
-        end = _line(axes, ratios.budgets, means, _style(curve))
+        end = line(axes, ratios.budgets, means, _style(curve))
         if end is not None and end[1] < _TOP:
             ends.append((*end, curve.label, curve.colour))
         elif end is not None:
@@ -155,7 +155,7 @@ def _error_figure(ratios: Ratios) -> Figure:
     chosen = (spare[: len(_DRAWN) - len(chosen)] + chosen)[: len(_DRAWN)]
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure, panels = _figure(columns, rows, (2.9, 2.9), 1.1, _ERROR_NOTE)
+    figure, panels = panels_of(columns, rows, (2.9, 2.9), 1.1, _ERROR_NOTE)
     for i, axes in enumerate(panels):
         if i >= len(chosen):
             axes.set_axis_off()
@@ -171,17 +171,18 @@ def _error_panel(axes: Axes, ratios: Ratios, problem: str) -> None:
     rows = [[ratios.error(problem, n, c.series) for n in ratios.budgets] for c in curves]
     errors = [error for row in rows for error in row if error is not None]
     low, high = min(errors, default=0.01), max(errors, default=1.0)
-    _frame(axes, ratios.budgets, (max(low, FLOOR) / 3, min(3 * high, _TOP)))
+    frame(axes, ratios.budgets, (max(low, FLOOR) / 3, min(3 * high, _TOP)))
     axes.set_title(make_problem(problem, samples=1).title, loc="left", fontsize=8)
     ends = []
     for curve, row in zip(curves, rows, strict=True):
-        end = _line(axes, ratios.budgets, row, _style(curve))
+        end = line(axes, ratios.budgets, row, _style(curve))
         if end is not None:
             ends.append((*end, curve.label, curve.colour))
     label_ends(axes, ends, gap=0.062)
 
 
-def _frame(axes: Axes, budgets: Sequence[int], limits: tuple[float, float]) -> None:
+def frame(axes: Axes, budgets: Sequence[int], limits: tuple[float, float]) -> None:
+    """Give axes of error over evaluations their scales, limits and ticks."""
     axes.set(xscale="log", yscale="log", xlabel="network evaluations per sample (NFE)")
     axes.set_xlim(budgets[0] / 1.1, budgets[-1] * 1.1)
     axes.set_ylim(*limits)
@@ -206,7 +207,7 @@ def _style(curve: _Curve) -> dict[str, Any]:
     }
 
 
-def _line(
+def line(
     axes: Axes, budgets: Sequence[int], values: Sequence[float | None], style: dict[str, Any]
 ) -> tuple[float, float] | None:
     """Draw the values that there are; return the last point, if there is one."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import NoiseSource
+from ..clock import TIME
 from ..sde import noise_kind
 from .scheme import Array, Scheme, Step
 from .view import AffineView, GeneralView, View, floats
@@ -103,6 +104,7 @@ class Milstein(Scheme):
         if not isinstance(view, GeneralView):  # additive noise
             return EulerMaruyama().stepper(view, grid, noise)
         problem, nodes, times = view.problem, view.nodes(grid), floats(grid)
+        source = noise.on(TIME)
 
         def step(n: int, x: Tensor) -> Tensor:
             low, high = sorted((times[n], times[n + 1]))
@@ -119,7 +121,7 @@ class Milstein(Scheme):
                     keep = x.requires_grad
                     (slope,) = torch.autograd.grad(G.sum(), at, create_graph=keep)
             G = G if x.requires_grad else G.detach()
-            dw = noise.increment(low, high, x)
+            dw = source.increment(low, high, x)
             x = torch.add(x, view(nodes[n], x), alpha=times[n + 1] - times[n])
             return x + G * dw + 0.5 * G * slope * (dw**2 - (high - low))
 

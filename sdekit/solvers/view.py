@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..affine import AffineSDE
 from ..brownian import NoiseSource
+from ..clock import TIME
 from ..coordinates import Coordinates, Noise, Points
 from ..denoisers import model_of
 from ..sde import ProbabilityFlow, ReverseSDE, check_output, diffuse, noise_kind
@@ -356,12 +357,13 @@ class GeneralView(View):
     def kicks(self, tau: Array, noise: NoiseSource) -> Kick:
         """``η G(u, t) ΔW`` on the clock ``t``."""
         problem, nodes, times = self.problem, self.nodes(tau), floats(tau)
+        source = noise.on(TIME)
 
         def kick(n: int, u: Tensor) -> Tensor:
             G = problem.eta * problem.sde.diffusion(u, nodes[n].level)
             like = G[:, 0] if noise_kind(G, u) == "matrix" else u
             low, high = sorted((times[n], times[n + 1]))
-            return diffuse(G, u, noise.increment(low, high, like))
+            return diffuse(G, u, source.increment(low, high, like))
 
         return kick
 

@@ -275,8 +275,12 @@ def _diffusers_peers() -> Iterator[Peer]:
     for variance in ("fixed_small", "fixed_large"):
         yield peer(f"diffusers DDPM {variance}", integrate=partial(_ddpm, variance=variance))
     for churn in _CHURNS:
-        yield peer(f"diffusers Euler churn {churn:.2g}", integrate=partial(_euler_churn, churn=churn))
-        yield peer(f"diffusers EDMEuler churn {churn:.2g}", integrate=partial(_edm_churn, churn=churn))
+        yield peer(
+            f"diffusers Euler churn {churn:.2g}", integrate=partial(_euler_churn, churn=churn)
+        )
+        yield peer(
+            f"diffusers EDMEuler churn {churn:.2g}", integrate=partial(_edm_churn, churn=churn)
+        )
     yield peer(
         "diffusers FlowMatchEuler stochastic",
         integrate=partial(
