@@ -17,8 +17,8 @@ from .bench.plots import write_plots
 from .bench.problems import SUITES, check_problem_name
 from .bench.report import print_report
 from .bench.runner import QUICK
-from .bench.sde import QUICK as QUICK_SDES
 from .bench.sde import EXACT, SdeConfig, run_sdes
+from .bench.sde import QUICK as QUICK_SDES
 from .bench.sde_plots import write_sde_plots
 from .bench.sde_report import print_sde_report
 from .bench.store import write_sdes, write_suite, write_tolerances

@@ -80,6 +80,9 @@ class Bridge:
     def __init__(self, brownian, r: np.ndarray) -> None:
         self.brownian, self.steps = brownian, pairwise(r.tolist())
 
+    def on(self, clock):
+        return self
+
     def increment(self, a, b, like):
         start, end = next(self.steps)
         return self.brownian(start, end) * ((b - a) / (end - start)) ** 0.5

@@ -176,7 +176,7 @@ def _denormals_flushed() -> Iterator[None]:
 
 
 def _field() -> list[tuple[str, float | None]]:
-    """All stochastic methods that take a grid, at ``η = 1`` where it is not their own, and some at ½."""
+    """All stochastic methods that take a grid, at ``η = 1`` if they take one, and some at ½."""
     found: list[tuple[str, float | None]] = []
     for method in methods().values():
         if not method.deterministic and method.fixed:
@@ -235,7 +235,7 @@ class _Runner:
             return
         x, nfe = None, 0
         try:
-            # A few samples show what a number of steps costs: some methods add evaluations of their own.
+            # Two samples show what a number of steps costs: some methods add evaluations.
             steps = budget // method.solver.scheme.nfe_per_step
             while steps and self._solve(method.solver, eta, self.start[:2], steps)[1] > budget:
                 steps -= 1
@@ -244,7 +244,7 @@ class _Runner:
         except SolveError:
             pass
         except ValueError:
-            return  # a method of general SDEs only
+            return  # not for this process, or not for so few steps
         self._keep(cell, x, nfe)
 
     def _solve(

@@ -1,4 +1,4 @@
-"""What the suite of stochastic methods says: errors beside the best peer's and that of exact samples."""
+"""What the suite of stochastic methods says: errors beside those of peers and of exact samples."""
 
 from __future__ import annotations
 

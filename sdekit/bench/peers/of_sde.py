@@ -1,10 +1,9 @@
 """Peers that add noise: schedulers of diffusers, samplers of azula, and torchsde on the reverse SDE.
 
-Their noise is torch's global one, to be seeded from outside. Of diffusers' schedulers are left out: those
+Their noise is torch's global one, to be seeded from outside. Of diffusers' schedulers are left out those
 that repeat the formulas of one that is here (``EDMDPMSolverMultistep``, ``CosineDPMSolverMultistep``,
-``CogVideoXDPM``, ``DDPMParallel``, ``UnCLIP``), those for distilled networks (``LCM``, ``TCD`` and
-``CMStochasticIterative``), which are no solvers, and ``ScoreSdeVe``, whose two evaluations per step
-discretise as sdekit's ``pc`` does.
+``CogVideoXDPM``, ``DDPMParallel``, ``UnCLIP``), those for distilled networks (``LCM``, ``TCD``,
+``CMStochasticIterative``), which do not converge to the law, and ``ScoreSdeVe``, which is sdekit's ``pc``.
 """
 
 from __future__ import annotations
