@@ -1,50 +1,22 @@
-"""Stochastic schemes: the papers' formulas, strong orders on shared paths, exact weak orders."""
+"""Stochastic schemes of Song et al. and Karras et al.: the papers' formulas; general SDEs."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from noise_sources import Recorded
 from orders import NotResolved, measure_order
 
 import sdekit as sk
-from sdekit.distributions import Distribution, Gaussian
+from sdekit.distributions import Gaussian
 from sdekit.solvers.registry import Solver
 
 HIGH, LOW = 3.0, 0.3
 STEPS = [8, 16, 32, 64, 128]
 FINE = 2048
-SDE_METHODS = [
-    name
-    for name, entry in sk.methods().items()
-    if entry.solver.scheme.stochastic and entry.solver.scheme.strong_order
-]
-
-
-class Recorded:
-    """A noise source that replays standard normal numbers, scaled by the root of the interval."""
-
-    def __init__(self, numbers: torch.Tensor) -> None:
-        self.numbers = iter(numbers)
-
-    def increment(self, a, b, like):
-        return next(self.numbers) * (b - a) ** 0.5
-
-    def normal(self, like):
-        return next(self.numbers)
-
-
-class Halved:
-    """Another source's increments, halved: a scheme whose noise coefficient is damaged."""
-
-    def __init__(self, source) -> None:
-        self.source = source
-
-    def increment(self, a, b, like):
-        return self.source.increment(a, b, like) / 2
 
 
 @pytest.fixture
@@ -124,7 +96,7 @@ def test_churn_is_capped_and_the_registry_has_the_published_constants(product, s
     assert (churn.s_churn, churn.s_min, churn.s_max, churn.s_noise) == (40, 0.05, 50, 1.003)
     for name in ("pc", "pc_euler_maruyama"):
         scheme = sk.methods()[name].solver.scheme
-        assert (scheme.snr, scheme.corrections) == (0.16, 1)
+        assert (scheme.corrector.snr, scheme.corrector.steps) == (0.16, 1)
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.6])
@@ -191,199 +163,21 @@ def test_song_predictor_corrector(product, start, process):
             alpha = ratio**2  # 1 − β for VP, 1 for VE
             size = 2 * alpha * (snr * noise.norm(dim=1) / g.norm(dim=1)) ** 2
             expected = expected + size[:, None] * g + torch.sqrt(2 * size)[:, None] * noise
-    scheme = sk.PredictorCorrector(sk.ReverseDiffusion(), snr=snr, corrections=2)
+    scheme = sk.PredictorCorrector(sk.ReverseDiffusion(), sk.LangevinCorrector(snr, 2))
     solver = Solver(scheme, sk.Native(), sk.grids.uniform_t)
     problem = process.reverse(product)
     solved = sk.solve(problem, x, method=solver, sigmas=sigmas, noise=Recorded(z))
     torch.testing.assert_close(solved.x, expected, rtol=0, atol=1e-11)
 
 
-# --- strong orders --------------------------------------------------------------------------------
-
-
-def oracle(law, x_hat, sigmas, path, eta):
-    """Fine Euler–Maruyama on the variance clock, written out: the driver of all strong tests."""
-    for here, there in itertools.pairwise(sigmas):
-        _, score = law.denoise_and_score(x_hat, torch.tensor(here))
-        gap = here**2 - there**2
-        dw = path.increment(there**2, here**2, x_hat)
-        x_hat = x_hat + 0.5 * (1 + eta**2) * gap * score + eta * dw
-    return x_hat
-
-
-def churn_oracle(law, x_hat, sigmas, path, s_churn):
-    """Fine churn with Euler steps of the flow, written out."""
-    count = len(sigmas) - 1
-    for n, (here, there) in enumerate(itertools.pairwise(sigmas)):
-        hat = here * (1 + s_churn / count)
-        z = path.increment(n / count, (n + 1) / count, x_hat) * np.sqrt(count)
-        x_hat = x_hat + np.sqrt(hat**2 - here**2) * z
-        middle = np.sqrt(hat * there)
-        half = x_hat + (middle - hat) * (x_hat - law(x_hat, torch.tensor(hat))) / hat
-        x_hat = x_hat + (there - hat) * (half - law(half, torch.tensor(middle))) / middle
-    return x_hat
-
-
-def plain_churn(solver: Solver) -> Solver:
-    """The registered churn with noise over the whole range and of its true size."""
-    scheme = sk.Churn(solver.scheme.scheme, s_churn=3.0, s_min=0.0, s_max=np.inf, s_noise=1.0)
-    return dataclasses.replace(solver, scheme=scheme)
-
-
-def strong_order(solver: Solver, law: Distribution, *, eta=1.0, damage=lambda source: source):
-    """Measured slope of the RMS distance to the oracle, on one Brownian path per sample."""
-    churn = isinstance(solver.scheme, sk.Churn)
-    native = isinstance(solver.coordinates, sk.Native)
-    process = sk.VP() if native else sk.EDM()
-    grid = sk.grids.uniform_t if native else sk.grids.log
-    x_hat = law.sample(2000, HIGH, seed=2)
-    fine = grid(FINE, HIGH, LOW, process)
-    clock = np.linspace(0, 1, FINE + 1) if churn else fine**2
-    path = sk.GridPath(clock, tuple(x_hat.shape), seed=11)
-    if churn:
-        exact = churn_oracle(law, x_hat, fine, path, solver.scheme.s_churn)
-        problem = process.probability_flow(law)
-    else:
-        exact = oracle(law, x_hat, fine, path, eta)
-        problem = process.reverse(law, eta)
-    start, end = (
-        float(process.on_host("scale", process.on_host("time", level))) for level in (HIGH, LOW)
-    )
-
-    def error(n: int) -> float:
-        sigmas = grid(n, HIGH, LOW, process)
-        solved = sk.solve(problem, x_hat * start, method=solver, sigmas=sigmas, noise=damage(path))
-        return float((solved.x / end - exact).square().mean().sqrt())
-
-    return measure_order(error, STEPS, floor=1e-6, scale=10.0)
-
-
-def prepared(name: str) -> Solver:
-    solver = sk.methods()[name].solver
-    return plain_churn(solver) if isinstance(solver.scheme, sk.Churn) else solver
-
-
-@pytest.mark.parametrize("law", ["product", "gaussian"])
-@pytest.mark.parametrize("name", SDE_METHODS)
-def test_strong_order(name, law, request):
-    solver = prepared(name)
-    measured = strong_order(solver, request.getfixturevalue(law))
-    assert measured == pytest.approx(solver.scheme.strong_order, abs=0.25)
-
-
-@pytest.mark.parametrize("name", [n for n in SDE_METHODS if n != "edm_sde"])
-def test_strong_order_for_less_noise(name, product):
-    solver = prepared(name)
-    assert strong_order(solver, product, eta=0.5) == pytest.approx(1.0, abs=0.25)
-
-
-def fails(solver, law, order, **kwargs) -> bool:
-    try:
-        return abs(strong_order(solver, law, **kwargs) - order) > 0.25
-    except NotResolved:
-        return True
-
-
-@pytest.mark.parametrize("name", SDE_METHODS)
-def test_halved_noise_is_caught(name, product):
-    solver = prepared(name)
-    assert fails(solver, product, solver.scheme.strong_order, damage=Halved)
-
-
-@dataclasses.dataclass(frozen=True)
-class HalfDriftNoise(sk.Noise):
-    def field(self, p):  # what plans are made of; drift is made of it, too
-        return tuple(c / 2 for c in super().field(p))
-
-    def drift(self, p, eta):
-        return tuple(c / 2 for c in sk.Noise().drift(p, eta))
-
-
-@dataclasses.dataclass(frozen=True)
-class HalfDriftNative(sk.Native):
-    def bind(self, process, sigma_data=None):
-        return HalfDriftNative(process)
-
-    def drift(self, p, eta):
-        return tuple(c / 2 for c in super().drift(p, eta))
-
-
-@pytest.mark.parametrize("name", [n for n in SDE_METHODS if n != "reverse_diffusion"])
-def test_halved_drift_is_caught(name, product):
-    solver = prepared(name)
-    native = isinstance(solver.coordinates, sk.Native)
-    broken = dataclasses.replace(
-        solver, coordinates=HalfDriftNative() if native else HalfDriftNoise()
-    )
-    assert fails(broken, product, solver.scheme.strong_order)
-
-
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["state", "denoiser", "noise"])
-def test_halved_coefficient_of_reverse_diffusion_is_caught(which, product):
-    class Broken(sk.ReverseDiffusion):
-        def coefficients(self, view, grid):
-            halves = super().coefficients(view, grid)
-            return tuple(c / 2 if k == which else c for k, c in enumerate(halves))
-
-    solver = dataclasses.replace(sk.methods()["reverse_diffusion"].solver, scheme=Broken())
-    assert fails(solver, product, 1.0)
-
-
-# --- weak orders, without Monte Carlo -------------------------------------------------------------
-
-
-class Impulses:
-    """Unit noise in step ``k`` for row ``k + 1`` only: a linear solver's response, noise by noise."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def increment(self, a, b, like):
-        out = torch.zeros_like(like)
-        self.step += 1
-        out[self.step] = (b - a) ** 0.5
-        return out
-
-
-def final_variance(solver: Solver, n: int, variance: float, noise=Impulses) -> float:
-    """Exact variance of the solver's output for data N(0, variance): every step is linear."""
-    law = Gaussian([0.0], [[variance]])
-    process = sk.VP() if isinstance(solver.coordinates, sk.Native) else sk.EDM()
-    native = isinstance(solver.coordinates, sk.Native)
-    sigmas = (sk.grids.uniform_t if native else sk.grids.log)(n, HIGH, LOW, process)
-    start, end = (
-        float(process.on_host("scale", process.on_host("time", level))) for level in (HIGH, LOW)
-    )
-    x = torch.zeros((n + 1, 1), dtype=torch.float64)
-    x[0] = start * np.sqrt(variance + HIGH**2)
-    churn = isinstance(solver.scheme, sk.Churn)
-    problem = process.probability_flow(law) if churn else process.reverse(law)
-    solved = sk.solve(problem, x, method=solver, sigmas=sigmas, noise=noise())
-    return float((solved.x / end).square().sum())
-
-
-@pytest.mark.parametrize("name", SDE_METHODS)
-def test_weak_order_by_propagating_the_law(name):
-    solver = prepared(name)
-    exact = 0.5 + LOW**2
-
-    def error(n: int) -> float:
-        return abs(final_variance(solver, n, 0.5) - exact)
-
-    measured = measure_order(error, [64, 128, 256, 512])
-    assert measured == pytest.approx(solver.scheme.weak_order, abs=0.15)
-    # Halved noise leaves an error that does not converge.
-    broken = [
-        abs(final_variance(solver, n, 0.5, lambda: Halved(Impulses())) - exact) for n in (64, 512)
-    ]
-    assert broken[1] > 0.5 * broken[0] > 0.01
+# --- the corrector ---
 
 
 @pytest.mark.parametrize("name", ["pc", "pc_euler_maruyama"])
 def test_bias_of_the_corrector_is_the_predicted_one(name):
     """Left to itself in d dimensions the Langevin corrector settles at v (1 + 2/d)² / (1 − r²)."""
     entry, d, snr = sk.methods()[name].solver, 16, 0.1
-    scheme = sk.PredictorCorrector(entry.scheme.predictor, snr=snr, corrections=400)
+    scheme = sk.PredictorCorrector(entry.scheme.predictor, sk.LangevinCorrector(snr, 400))
     law, v = Gaussian(np.zeros(d), np.full(d, 0.3).tolist()), 0.3 + 1.0
     x = law.sample(4000, 1.0, seed=0)
     solver = Solver(scheme, sk.Native(), sk.grids.uniform_t)

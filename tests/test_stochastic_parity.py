@@ -18,12 +18,20 @@ from stochastic_errors import GAUSSIAN, HIGH, LOW, STOCHASTIC, reverse_coordinat
 import sdekit as sk
 from sdekit.solvers.registry import Solver
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 pytest.importorskip("azula")
+
+import diffusers
 
 from sdekit.bench.peers import SDE_PEERS
 
-NOISY = "ddpm ddim euler_ancestral_discrete k_dpm_2_ancestral_discrete dpmsolver_multistep".split()
+NOISY = [
+    "ddpm",
+    "ddim",
+    "euler_ancestral_discrete",
+    "k_dpm_2_ancestral_discrete",
+    "dpmsolver_multistep",
+]
 STEPS = 18
 CLOCK = reverse_coordinates(STOCHASTIC["dpmpp_sde"]).noise_clock
 SIGMAS = sk.grids.karras(STEPS, 20.0, 0.05)
@@ -126,9 +134,9 @@ def test_edm_euler_is_churn_with_euler(as_shipped, product, numbers, as_kept):
         if not as_shipped:
             up = churn["s_noise"] * torch.sqrt(raised**2 - sigma**2)
             seen, at = state + up * noise[n], raised
-        raw = (product(seen, at) - sigma_data**2 / (at**2 + sigma_data**2) * seen) / (
-            at * sigma_data / torch.hypot(at, torch.tensor(sigma_data))
-        )
+        total = at**2 + sigma_data**2
+        skipped = sigma_data**2 / total * seen
+        raw = (product(seen, at) - skipped) / (at * sigma_data / torch.sqrt(total))
         scheduler.scale_model_input(state, t)
         state = as_kept(scheduler, raw, t, state, noise[n], **churn)
     scheme = sk.Churn(sk.RungeKutta(sk.tableaus.EULER), s_min=0.0, s_max=np.inf, **churn)

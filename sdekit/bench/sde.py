@@ -8,11 +8,11 @@ is known, so that a run that is killed goes on where it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ KEPT = 6
 DRAWS = 8  # sets of exact samples
 
 # sdekit's methods at the η at which they are run on all samples, its default first.
-CHOSEN: tuple[tuple[str, float], ...] = (
+CHOSEN: tuple[tuple[str, float | None], ...] = (
     ("sea_m_theta", 1.0),
     ("stochastic_adams1", 1.0),
     ("stochastic_adams2", 1.0),
@@ -137,6 +137,7 @@ class SdeCell:
 
 
 SdeStore: TypeAlias = CellStore[SdeCell]
+T = TypeVar("T")
 
 
 def run_sdes(config: SdeConfig, folder: Path, *, progress: bool = False) -> SdeStore:
@@ -196,6 +197,12 @@ class _Runner:
         self.samples = config.samples if law.dim <= 2 else config.samples // 2
         self.start = self._draw(self.samples, SIGMA_MAX, config.seed)
 
+    def _bar(self, items: Sequence[T], what: str) -> Iterable[T]:
+        bar: Iterable[T] = tqdm(
+            items, desc=f"{self.name}: {what}", disable=not self.progress, leave=False
+        )
+        return bar
+
     def _draw(self, samples: int, sigma: float, seed: int) -> Tensor:
         return self.law.sample(samples, sigma, seed=seed, dtype=torch.float32)
 
@@ -206,24 +213,15 @@ class _Runner:
 
     def exact(self) -> None:
         """Measure sets of exact samples: no sampler does better, but by chance."""
-        for n in tqdm(
-            range(DRAWS), desc=f"{self.name}: floor", disable=not self.progress, leave=False
-        ):
+        for n in self._bar(range(DRAWS), "floor"):
             cell = SdeCell(self.name, EXACT, EXACT, "–", None, self.samples, n, 0)
             if cell.key not in self.store.cells:
-                self._keep(
-                    cell, self._draw(self.samples, SIGMA_MIN, 1000 + self.config.seed + n), 0
-                )
+                x = self._draw(self.samples, SIGMA_MIN, 1000 + self.config.seed + n)
+                self._keep(cell, x, 0)
 
-    def ours(
-        self,
-        chosen: tuple[tuple[str, float], ...] | list[tuple[str, float | None]],
-        samples: int,
-        what: str,
-    ) -> None:
+    def ours(self, chosen: Sequence[tuple[str, float | None]], samples: int, what: str) -> None:
         """Measure methods of sdekit at all budgets."""
-        bar = tqdm(chosen, desc=f"{self.name}: {what}", disable=not self.progress, leave=False)
-        for name, eta in bar:
+        for name, eta in self._bar(chosen, what):
             method = methods()[name]
             for budget in self.config.budgets:
                 self._own(method, eta, samples, budget)
@@ -274,19 +272,11 @@ class _Runner:
         kept: dict[tuple[str, str], tuple[Peer, str]] = {}
         heats = [n for n in HEATS if n in self.config.budgets] or sorted(self.config.budgets)[:1]
         for budget in heats:
-            bar = tqdm(
-                settings,
-                desc=f"{self.name}: peers, {budget}",
-                disable=not self.progress,
-                leave=False,
-            )
-            errors = [self._peer(*setting, self.samples // SHARE, budget) for setting in bar]
+            bar = self._bar(settings, f"peers, {budget}")
+            errors = [self._peer(p, grid, self.samples // SHARE, budget) for p, grid in bar]
             ranked = sorted(range(len(settings)), key=errors.__getitem__)
             kept |= {(settings[i][0].name, settings[i][1]): settings[i] for i in ranked[:KEPT]}
-        bar = tqdm(
-            kept.values(), desc=f"{self.name}: best peers", disable=not self.progress, leave=False
-        )
-        for peer, grid in bar:
+        for peer, grid in self._bar(list(kept.values()), "best peers"):
             for budget in self.config.budgets:
                 self._peer(peer, grid, self.samples, budget)
 

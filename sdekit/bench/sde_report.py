@@ -39,8 +39,8 @@ def print_sde_report(cells: Iterable[SdeCell], console: Console) -> None:
     console.print(_ranking_table(ratios))
     console.print(
         "\nfloor: error of as many exact samples, mean and standard deviation over sets. ≈ at the "
-        f"floor: below {AT_FLOOR:g} times that. A peer is judged by the best of its settings and of the grids "
-        "that its package ships, on each problem at each budget."
+        f"floor: below {AT_FLOOR:g} times that. A peer is judged by the best of its settings and of "
+        "the grids that its package ships, on each problem at each budget."
     )
 
 

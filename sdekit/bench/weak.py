@@ -81,7 +81,7 @@ class Judge:
 
     def _characteristic_function(self, x: Tensor) -> Tensor:
         total = torch.zeros_like(self.exact)
-        for part in x.split(_ROWS):
+        for part in torch.split(x, _ROWS):
             phase = part @ self.frequencies.to(x.dtype).T
             total += torch.complex(phase.cos().sum(0).double(), phase.sin().sum(0).double())
         return total / len(x)
@@ -109,7 +109,8 @@ class BatchDenoiser:
         basis = p.basis
         if basis is None:
             basis = torch.eye(law.dim, dtype=torch.float64).repeat(1, len(p.means))
-        offsets = -torch.einsum("kd,dke->ke", p.means, basis.unflatten(1, p.means.shape))
+        vectors = basis.reshape(law.dim, *p.means.shape)
+        offsets = -torch.einsum("kd,dke->ke", p.means, vectors)
         self.sigma_data = law.sigma_data
         self.log_weights, self.variances = p.log_weights, p.variances.expand(p.means.shape)
         self.means, self.basis = p.means.to(dtype), basis.to(dtype)
@@ -122,7 +123,7 @@ class BatchDenoiser:
     def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         total = self.variances + sigma.double() ** 2
         constant = (self.log_weights - 0.5 * total.log().sum(1))[:, None].to(x.dtype)
-        z = torch.addmm(self.offsets, self.basis.T, x.T).unflatten(0, self.means.shape)
+        z = torch.addmm(self.offsets, self.basis.T, x.T).reshape(*self.means.shape, len(x))
         energy = (z * z * (0.5 / total)[..., None].to(x.dtype)).sum(1)
         r = (constant - energy).softmax(0)
         inner = z * (self.variances / total)[..., None].to(x.dtype) * r[:, None]

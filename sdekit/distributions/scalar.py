@@ -92,10 +92,11 @@ def quantile_scalar(levels: Tensor, weights: Tensor, means: Tensor, stds: Tensor
         each = means + stds * ndtri(levels)[:, None]
         low, high = each.amin(-1), each.amax(-1)
         for _ in range(HALVINGS):
-            middle = 0.5 * (low + high)
-            below = ndtr((middle[:, None] - means) / stds) @ weights < levels
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return 0.5 * (low + high)
+            half = 0.5 * (low + high)
+            below = ndtr((half[:, None] - means) / stds) @ weights < levels
+            low, high = torch.where(below, half, low), torch.where(below, high, half)
+        middle: Tensor = 0.5 * (low + high)
+        return middle
 
     return chunked(solve, len(means), levels)
 

@@ -1,9 +1,9 @@
 """Peers that add noise: schedulers of diffusers, samplers of azula, and torchsde on the reverse SDE.
 
-Their noise is torch's global one, to be seeded from outside. Of diffusers' schedulers are left out those
-that repeat the formulas of one that is here (``EDMDPMSolverMultistep``, ``CosineDPMSolverMultistep``,
-``CogVideoXDPM``, ``DDPMParallel``, ``UnCLIP``), those for distilled networks (``LCM``, ``TCD``,
-``CMStochasticIterative``), which do not converge to the law, and ``ScoreSdeVe``, which is sdekit's ``pc``.
+Their noise is torch's global one, to be seeded from outside. Of diffusers' schedulers those are left
+out that repeat the formulas of one that is here (``EDMDPMSolverMultistep``, ``DDPMParallel``,
+``CosineDPMSolverMultistep``, ``CogVideoXDPM``, ``UnCLIP``), those for distilled networks (``LCM``,
+``TCD``, ``CMStochasticIterative``), whose limit is another law, and ``ScoreSdeVe``: sdekit's ``pc``.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ class _Unchecked:
 
     def f(self, r: Tensor, x: Tensor) -> Tensor:
         """Drift."""
-        return next(self._drifts)(r, x)
+        drift: Tensor = next(self._drifts)(r, x)
+        return drift
 
 
 _TORCHSDE_GRIDS = ("karras", "log", "uniform time")
@@ -210,7 +211,7 @@ def _torchsde(
     """Solve the reverse SDE by torchsde, whose steps are of one length: a call of it for each step."""
     ends = process.on_host("time", np.array([SIGMA_MAX, SIGMA_MIN]))
     if isinstance(grid, str) and grid == "uniform time":
-        times = np.linspace(*ends, n_steps + 1)
+        times = np.linspace(ends[0], ends[1], n_steps + 1)
     elif isinstance(grid, str):
         choose = karras if grid == "karras" else log
         times = process.on_host("time", choose(n_steps, SIGMA_MAX, SIGMA_MIN))
@@ -224,7 +225,15 @@ def _torchsde(
     x = x_hat * float(scale[0])
     for begin, end in zip(sde.T - times[:-1], sde.T - times[1:], strict=True):
         ts = torch.tensor([begin, end], dtype=x.dtype)
-        x = torchsde.sdeint(_Unchecked(sde), x, ts, method=method, dt=2 * float(end - begin))[-1]
+        path = torchsde.BrownianInterval(
+            *ts,
+            size=x.shape,
+            dtype=x.dtype,
+            entropy=int(torch.randint(2**31, ())),  # else it is NumPy's that seeds it
+            levy_area_approximation="space-time",
+        )
+        dt = 2 * float(end - begin)
+        x = torchsde.sdeint(_Unchecked(sde), x, ts, bm=path, method=method, dt=dt)[-1]
     return x / float(scale[1])
 
 
