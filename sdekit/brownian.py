@@ -1,8 +1,9 @@
 """Sources of noise. Schemes receive one; none draws its own numbers.
 
 For affine processes the clock is the variance ``σ²`` of the unscaled state, so that one path drives
-every process and every coordinate system; for a general SDE the clock is its time. A scheme whose
-noise belongs to no interval of these, such as EDM's churn, asks for a source on another `Clock`.
+every process; for a general SDE the clock is its time. A scheme whose noise is exact on another
+clock, as in `LogData` and `Preconditioned`, or belongs to no interval, such as EDM's churn, asks for a
+source on another `Clock`, whose path is another one.
 """
 
 from __future__ import annotations

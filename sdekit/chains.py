@@ -92,6 +92,11 @@ def langevin(
             slope, accepted = new_slope, accepted + 1
             return new
         new_density = log_prob(new)
+        if new_density.shape != x.shape[:1]:
+            raise ValueError(
+                f"log_prob returned shape {tuple(new_density.shape)} for {len(x)} states; it must be "
+                f"({len(x)},)"
+            )
         back = x - new - step_size * new_slope
         assert density is not None
         log_ratio = (
@@ -101,7 +106,7 @@ def langevin(
             - back.flatten(1).square().sum(1) / (4 * step_size)
         )
         # A uniform number from a normal one, of each sample's own stream.
-        uniform = torch.special.ndtr(source.normal(x.flatten(1)[:, :1])).squeeze(1)
+        uniform = torch.special.ndtr(source.normal(x).flatten(1)[:, 0])
         taken = uniform.log() < log_ratio
         rows = taken.reshape(-1, *(1,) * (x.ndim - 1))
         slope, density = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
-from .inputs import Array, check_state, named_solver
+from .inputs import Array, check_state, check_times, named_solver
 from .sde import ForwardSDE, Model, ReverseSDE
 from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
@@ -78,6 +78,7 @@ def simulate(
     grid = np.asarray(times, dtype=np.float64)
     if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) > 0):
         raise ValueError(f"times = {times!r}; give at least two, strictly increasing")
+    check_times(grid, process)
     source = IndependentNoise(seed) if noise is None else noise
     if method is None and isinstance(process, AffineSDE):
         step = _transition(process, grid, source)

@@ -211,7 +211,7 @@ def resolve_grid(
         else:
             grid = solver.grid(inner, high, low, sde)
     elif times is not None:
-        grid = sde.on_host("sigma", _check_times(_as_array(times, "times"), sde))
+        grid = sde.on_host("sigma", check_times(_as_array(times, "times"), sde))
     else:
         grid = _as_array(sigmas, "sigmas")
     name = "sigmas" if times is None else "the noise levels at times"
@@ -257,12 +257,13 @@ def _general_grid(
         )
     if times is None:
         return np.linspace(sde.T, sde.t_min, (1 if steps is None else check_steps(steps)) + 1)
-    grid = _check_times(_as_array(times, "times"), sde)
+    grid = check_times(_as_array(times, "times"), sde)
     _check_monotone(grid, "times", reversible=reversible)
     return grid
 
 
-def _check_times(times: Array, sde: ForwardSDE) -> Array:
+def check_times(times: Array, sde: ForwardSDE) -> Array:
+    """Refuse times at which there is no process."""
     outside = times[~((times >= 0) & (times <= sde.T * (1 + 1e-12)))]
     if len(outside):
         raise ValueError(f"times contains {outside[0]:g}; it must lie in [0, T] = [0, {sde.T:g}]")

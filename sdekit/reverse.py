@@ -52,7 +52,7 @@ class ErEta:
     """The stochasticity of ER-SDE-Solver: ``g = φ(σ)/σ`` in `LogData`, ``φ = σ (exp(σ^0.3) + 10)``.
 
     ``η² = d log φ/d log σ − 1 = 0.3 σ^0.3/(1 + 10 exp(−σ^0.3))``: next to nothing at low noise, and
-    above 1 where ``σ > 60``.
+    above 1 where ``σ > 99``.
 
     Source: Cui et al. 2023; the default of their code.
     """
@@ -98,8 +98,9 @@ class ReverseCoordinates(Coordinates):
     def __post_init__(self) -> None:
         if not isinstance(self._inner, Noise | LogNoise | LogData | Preconditioned):
             raise ValueError(
-                f"in {type(self._inner).__name__} coordinates the noise of the reverse SDE is not a "
-                "Brownian motion on a clock; take Noise(), LogNoise(), LogData() or Preconditioned()"
+                f"in {type(self._inner).__name__} coordinates the noise of the reverse SDE has no "
+                "clock in closed form; take Noise(), LogNoise(), LogData() or Preconditioned() "
+                "with Adams or Runge–Kutta schemes"
             )
 
     @property
@@ -191,7 +192,7 @@ class ReverseCoordinates(Coordinates):
         def value(position: float) -> float:
             return float(eta.damping(np.array(2 ** (position / 2)), gap) ** -2.0)
 
-        return Clock(f"{eta}, h² = σ² + {gap:g}", position, value)
+        return Clock(f"{eta}, h² = σ² + {gap!r}", position, value)
 
     def noise_time(self, sigma: Array) -> Array:
         """``V``: values of the noise's clock at noise levels."""

@@ -112,6 +112,11 @@ def solve(
     stochastic = method is not None and named_solver(method).scheme.stochastic
     if rtol is not None and checkpoint and (stochastic or isinstance(problem, ReverseSDE)):
         raise ValueError("checkpoint=True takes steps again, and needs a deterministic method")
+    if rtol is not None and isinstance(problem, ReverseSDE) and (dense or trajectory):
+        raise ValueError(
+            "a path of an SDE is not interpolated between adaptive steps; leave dense and trajectory "
+            "out, or take steps="
+        )
     if rtol is not None and checkpoint and (dense or trajectory):
         raise ValueError("checkpoint=True keeps no states between; leave dense and trajectory out")
     solver, view, grid, calls = set_up(

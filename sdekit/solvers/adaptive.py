@@ -98,7 +98,9 @@ def integrate_adaptive(
                 return result
             here = result.tau[groups]
             left = np.abs(end - here)
-            least = np.spacing(np.maximum(np.abs(here), abs(end)))
+            # Round-off of where a step ends, which may be far from the end of the solve.
+            reach = np.minimum(abs(end), march.size[groups])
+            least = np.spacing(np.maximum(np.abs(here), reach))
             dt = np.maximum(march.size[groups], least)
             arrives = dt >= left * (1 - 1e-12)
             dt = np.where(arrives, left, dt)

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..brownian import NoiseSource
+from ..brownian import NoiseSource, over_step
 from ..path import BrownianPath
 from .march import Ints, Mask, shaped
 from .scheme import Array
+
+# Adaptive steps, and those tried before they are shortened, are close to each other.
+_FINE = 2.0**-10
 
 
 class TrialNoise(Protocol):
@@ -60,7 +63,7 @@ class Followed:
         path: The path, with a seed for each sample: their steps are not the same.
 
     Raises:
-        ValueError: If it has one seed for the batch.
+        ValueError: If it has one seed for the batch, or another shape.
     """
 
     def __init__(self, path: BrownianPath, like: Tensor) -> None:
@@ -69,9 +72,15 @@ class Followed:
                 "adaptive steps differ from sample to sample, and this BrownianPath has one seed for "
                 "the batch; give it a seed for each sample"
             )
+        if path.shape != like.shape:
+            raise ValueError(
+                f"the path has shape {path.shape}, the state has {tuple(like.shape)}; they must agree"
+            )
         self.like = like[:1]
         self.paths = [
-            BrownianPath([seed], self.like.shape, clock=path.clock, resolution=path.resolution)
+            BrownianPath(
+                [seed], self.like.shape, clock=path.clock, resolution=min(path.resolution, _FINE)
+            )
             for seed in path.seeds
         ]
 
@@ -79,10 +88,7 @@ class Followed:
         """Ask the path of each sample."""
         parts = []
         for i, a, b in zip(samples, start, end, strict=True):
-            path, low, high = self.paths[i], min(a, b), max(a, b)
-            # Seen backward, the path has the same increments if its sign is changed, and then −H for H.
-            area = path.area(low, high, self.like)
-            parts.append((path.increment(low, high, self.like), area if a < b else -area))
+            parts.append(over_step(self.paths[i], a, b, self.like))
         return torch.stack([torch.cat(rows) for rows in zip(*parts, strict=True)])
 
     def judged(self, samples: Ints, accept: Mask) -> None:

@@ -77,6 +77,9 @@ class Stochastic(NoisyScheme):
         scheme: Scheme of the flow.
         weak_order: Its weak order here, if it is not the lesser of its order and 2.
         eta: The stochasticity, if it is not that of the problem but the scheme's own.
+
+    Raises:
+        TypeError: If the scheme is not linear.
     """
 
     strong_order = 1.0
@@ -84,7 +87,11 @@ class Stochastic(NoisyScheme):
     def __init__(
         self, scheme: LinearScheme, *, weak_order: float | None = None, eta: ErEta | None = None
     ) -> None:
-        assert scheme.order is not None
+        if not isinstance(scheme, LinearScheme) or scheme.order is None:
+            raise TypeError(
+                f"scheme is a {type(scheme).__name__}; Stochastic takes a linear scheme of the flow, "
+                "such as sdekit.Adams(2)"
+            )
         self.scheme, self.eta = scheme, eta
         self.nfe_per_step = scheme.nfe_per_step
         self.weak_order = min(scheme.order, 2) if weak_order is None else weak_order
@@ -93,8 +100,14 @@ class Stochastic(NoisyScheme):
         """Those of the SDE.
 
         Raises:
-            ValueError: If there are none for the coordinates of the solver.
+            ValueError: If there are none for the coordinates of the solver, or the problem has another
+                ``η`` than 1 and the scheme one of its own.
         """
+        if self.eta is not None and view.problem.eta != 1:
+            raise ValueError(
+                f"eta = {view.problem.eta:g}, but this method has a stochasticity of its own; leave "
+                "it 1"
+            )
         return ReverseCoordinates(view.coordinates, self.eta or Eta(view.problem.eta))
 
     def noisy_plan(self, coordinates: Coordinates, grid: Points, view: AffineView) -> Plan:
@@ -113,11 +126,12 @@ def driven(plan: Plan, coordinates: ReverseCoordinates) -> Plan:
     lines = [line for _, lines in plan.steps for line in lines]
     ends = np.array([[time[line.base], time[line.target]] for line in lines]).reshape(-1, 2)
     # Points that are the same but for round-off are one.
-    knots = np.unique(ends)
-    knots = knots[np.concatenate([[True], np.diff(knots) > 1e-13 * knots[1:]])]
+    values, inverse = np.unique(ends, return_inverse=True)
+    new = np.concatenate([[True], np.diff(values) > 1e-13 * values[1:]])
+    knots, group = values[new], np.cumsum(new) - 1
     pieces = [*zip(knots[:-1].tolist(), knots[1:].tolist(), strict=True)]
     draws = [Draw("increment", a, b, coordinates.noise_clock) for a, b in pieces]
-    place = np.searchsorted(knots * (1 + 5e-14), np.sort(ends, axis=1)).tolist()
+    place = np.sort(group[inverse].reshape(ends.shape), axis=1).tolist()
     noise = iter([dict.fromkeys(range(a, b), coordinates.noise_size) for a, b in place])
     steps = [
         (start, [line._replace(noise=next(noise)) for line in lines]) for start, lines in plan.steps
@@ -151,7 +165,12 @@ class Ancestral(NoisyScheme):
         """Steps of the flow to ``σ_down``, and noise."""
         high, low, eta = grid.sigma[:-1], grid.sigma[1:], view.problem.eta
         gap = high**2 - low**2
-        up = np.minimum(eta * np.sqrt(gap) * low / high, low)
+        up = eta * np.sqrt(gap) * low / high
+        if (up >= low).any():
+            raise ValueError(
+                f"eta = {eta:g}; eta² (1 − σ'²/σ²) must be below 1 in every step, or there were "
+                "more noise than σ': take a lower eta, or shorter steps"
+            )
         flow = self.scheme.between(
             coordinates,
             Points(high, grid.tau[:-1]),
@@ -253,7 +272,7 @@ class Restart(NoisyScheme):
 
     Args:
         scheme: One-step scheme of the flow; Heun in the paper.
-        intervals: The intervals, which may not overlap the end of the grid.
+        intervals: The intervals; those that a grid does not span are left out.
 
     Raises:
         ValueError: If an interval is not ``0 < low < high``, with at least one step and one time.
@@ -282,7 +301,8 @@ class Restart(NoisyScheme):
         for low, high, steps, times in self.intervals:
             if not grid.sigma[-1] <= low < high <= grid.sigma[0]:
                 continue
-            n = int(np.argmin(np.abs(np.log(grid.sigma[1:] / low))))
+            below = np.flatnonzero(grid.sigma[1:] < high)
+            n = int(below[np.abs(np.log(grid.sigma[1:][below] / low)).argmin()])
             bottom = grid.sigma[n + 1]
             levels = karras(steps, high, bottom)
             for _ in range(times):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..brownian import NoiseSource
+from ..brownian import IndependentNoise, NoiseSource
 from ..path import BrownianPath
 from ..reverse import NoiseTime
 from .bridge import Bridged, Followed, Redrawn, TrialNoise
@@ -64,6 +64,9 @@ class NoisyMarch(March[NoisyTrial]):
         view: The problem in `NoiseTime` coordinates.
         tolerances: The tolerances.
         noise: The noise.
+
+    Raises:
+        ValueError: If it does not know any interval.
     """
 
     first_cost = 0
@@ -82,8 +85,13 @@ class NoisyMarch(March[NoisyTrial]):
             self.noise = Redrawn(source, view.like)
         elif isinstance(source, BrownianPath):
             self.noise = Followed(source, view.like)
-        else:
+        elif isinstance(source, IndependentNoise):
             self.noise = Bridged(source, view.like)
+        else:
+            raise ValueError(
+                f"adaptive steps ask for any interval, which a {type(source).__name__} does not know; "
+                "give a BrownianPath, or a seed"
+            )
 
     def carry(self, u: Tensor, tau: Array) -> Carry:
         """The states."""
@@ -166,4 +174,4 @@ class NoisyMarch(March[NoisyTrial]):
 
     def interpolant(self, trial: NoisyTrial, carry: Carry, attempt: Attempt) -> Interpolant:
         """Refuse: between its steps a path of the SDE is not smooth."""
-        raise ValueError("a path of an SDE is not interpolated; leave dense and trajectory out")
+        raise NotImplementedError("a path of an SDE is not interpolated")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..brownian import NoiseSource
 from ..clock import TIME
-from ..sde import noise_kind
+from ..sde import diffuse, noise_kind
 from .scheme import Array, Scheme, Step
 from .view import AffineView, GeneralView, View, floats
 
@@ -62,6 +62,10 @@ class ReverseDiffusion(Scheme):
     def stepper(self, view: View, grid: Array, noise: NoiseSource) -> Step:
         """Prepare the steps of a grid."""
         assert isinstance(view, AffineView)
+        if view.frame is not None:
+            raise ValueError(
+                "ReverseDiffusion works in coordinates without a frame, such as Native()"
+            )
         nodes, variance = view.nodes(view.tau(grid[:-1])), floats(grid**2)
         keep, move, spread = map(floats, self.coefficients(view, grid))
 
@@ -108,10 +112,10 @@ class Milstein(Scheme):
 
         def step(n: int, x: Tensor) -> Tensor:
             low, high = sorted((times[n], times[n + 1]))
-            with torch.enable_grad():
-                at = x if x.requires_grad else x.detach().requires_grad_()
-                G = problem.eta * problem.sde.diffusion(at, nodes[n].level)
-                if noise_kind(G, at) != "diagonal":
+            with torch.inference_mode(False), torch.enable_grad():
+                at = x if x.requires_grad else x.detach().clone().requires_grad_()
+                G = problem.eta * problem.sde.diffusion(at, nodes[n].level.clone())
+                if G.requires_grad and noise_kind(G, at) != "diagonal":
                     raise ValueError(
                         f"the diffusion has shape {tuple(G.shape)} for a state of shape "
                         f"{tuple(x.shape)}; Milstein takes diagonal noise, in the state's own shape"
@@ -123,6 +127,8 @@ class Milstein(Scheme):
             G = G if x.requires_grad else G.detach()
             dw = source.increment(low, high, x)
             x = torch.add(x, view(nodes[n], x), alpha=times[n + 1] - times[n])
+            if not slope.any():
+                return x + diffuse(G, x, dw)
             return x + G * dw + 0.5 * G * slope * (dw**2 - (high - low))
 
         return step
