@@ -304,27 +304,48 @@ def balanced(
     process: AffineSDE | None = None,
     *,
     sigma_data: float = 1.0,
+    scale: float = 0.6,
+    power: float = 0.8,
 ) -> Array:
-    """Part uniform in ``arctan((σ/0.6 σ_d)^0.8)``, part in ``log σ``, the more so the more steps.
+    """Part uniform in ``arctan((σ/scale σ_d)^power)``, part in ``log σ``, the more so the more steps.
 
     Few steps belong where the law takes shape, at ``σ`` of the order of ``σ_d``; networks need more
     at low noise, once there are enough. The part in ``log σ`` is ``0.1 + 0.9 n²/(n² + 70²)``; the
-    values were fitted with those of the prior of `sdekit.BayesianAdams`. The start may be ``σ = ∞``.
+    values were fitted with those of the prior of `sdekit.BayesianAdams`. For the reverse SDE of
+    ``η = 1``, ``scale = 1`` and ``power = 1.2`` are better. The start may be ``σ = ∞``.
+
+    Args:
+        n: Number of steps.
+        sigma_max: First noise level.
+        sigma_min: Last noise level.
+        process: Not used.
+        sigma_data: Scale of the data ``σ_d``.
+        scale: Where the bend of the arctangent is, in units of ``σ_d``.
+        power: How much so: the exponent.
 
     Raises:
-        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or ``sigma_data`` is not positive.
+        ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or an option is not positive.
     """
     check_range(n, sigma_max, sigma_min)
-    positive(sigma_data=sigma_data)
+    positive(sigma_data=sigma_data, scale=scale, power=power)
     top = min(sigma_max, max(_TOP * sigma_data, 2 * sigma_min))
     levels = np.exp(np.linspace(np.log(top), np.log(sigma_min), 2001))
-    done = balanced_share(levels, n, top, sigma_min, sigma_data=sigma_data)
+    done = balanced_share(
+        levels, n, top, sigma_min, sigma_data=sigma_data, scale=scale, power=power
+    )
     sigma = np.exp(np.interp(np.linspace(0, 1, n + 1), done, np.log(levels)))
     return with_ends(sigma, sigma_max, sigma_min)
 
 
 def balanced_share(
-    sigma: Array, n: int, sigma_max: float, sigma_min: float, *, sigma_data: float
+    sigma: Array,
+    n: int,
+    sigma_max: float,
+    sigma_min: float,
+    *,
+    sigma_data: float,
+    scale: float = 0.6,
+    power: float = 0.8,
 ) -> Array:
     """Share of the steps of the `balanced` grid that are made above noise levels."""
 
@@ -334,7 +355,7 @@ def balanced_share(
 
     top = max(_TOP * sigma_data, 2 * sigma_min)
     log_sigma = np.log(np.minimum(np.concatenate([[sigma_max, sigma_min], sigma]), top))
-    phi = np.arctan((np.exp(log_sigma) / (0.6 * sigma_data)) ** 0.8)
+    phi = np.arctan((np.exp(log_sigma) / (scale * sigma_data)) ** power)
     part = 0.1 + 0.9 * n**2 / (n**2 + 70**2)
     return (1 - part) * share(phi) + part * share(log_sigma)
 

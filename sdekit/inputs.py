@@ -73,19 +73,21 @@ def named_solver(method: str | Solver) -> Solver:
     )
 
 
-def default_method(*, flow: bool, affine: bool, adaptive: bool) -> str:
+def default_method(*, flow: bool, affine: bool, adaptive: bool, eta: float = 0.0) -> str:
     """Return the name of the method taken when none is given."""
     if not flow:
         if not affine:
             return "euler_maruyama_t"
-        return "shark_theta" if adaptive else "stochastic_adams2"
+        if adaptive:
+            return "shark_theta"
+        return "sea_w_theta" if eta == 1 else "stochastic_adams2"
     if not affine:
         return "dopri5_t" if adaptive else "adams2_t"
     return "variable_adams" if adaptive else "bayesian_adams"
 
 
 def choose_solver(
-    method: str | Solver | None, *, flow: bool, affine: bool, adaptive: bool
+    method: str | Solver | None, *, flow: bool, affine: bool, adaptive: bool, eta: float
 ) -> Solver:
     """Resolve a method name, or take the default one.
 
@@ -94,13 +96,14 @@ def choose_solver(
         flow: Whether the problem is a probability flow, not a reverse SDE.
         affine: Whether the process is affine.
         adaptive: Whether a tolerance is given.
+        eta: Stochasticity of the problem.
 
     Raises:
         TypeError: If the method is neither a name nor a `Solver`.
         ValueError: If the name is unknown or the method does not fit the problem.
     """
     if method is None:
-        method = default_method(flow=flow, affine=affine, adaptive=adaptive)
+        method = default_method(flow=flow, affine=affine, adaptive=adaptive, eta=eta)
     solver = named_solver(method)
     name, scheme = repr(method) if isinstance(method, str) else "this solver", solver.scheme
     if flow and scheme.solves != "flow":

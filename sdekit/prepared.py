@@ -51,7 +51,7 @@ def set_up(
     check_state(x)
     check_ending(ending)
     flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
-    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive)
+    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive, eta=problem.eta)
 
     if steps is not None:
         check_steps(steps)

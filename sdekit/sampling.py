@@ -60,9 +60,10 @@ def solve(
         x: State of the process at the grid's first point, ``(B, *event)``, float32 or float64; the
             solve keeps its dtype and device.
         method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
-            known: ``"bayesian_adams"`` on a fixed grid, ``"variable_adams"`` with a tolerance,
-            ``"stochastic_adams2"`` and ``"shark_theta"`` for a reverse SDE; for a general SDE
-            ``"adams2_t"``, ``"dopri5_t"`` and ``"euler_maruyama_t"``.
+            known: ``"bayesian_adams"`` on a fixed grid, ``"variable_adams"`` with a tolerance; for a
+            reverse SDE ``"sea_w_theta"`` if ``η = 1``, else ``"stochastic_adams2"``, and with a
+            tolerance ``"shark_theta"``; for a general SDE ``"adams2_t"``, ``"dopri5_t"`` and
+            ``"euler_maruyama_t"``.
         steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
             no more calls than this; one that estimates ``sigma_data`` takes a step less.
         sigmas: Strictly decreasing noise levels, for affine processes; for a flow also increasing.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import sdekit as sk
 from sdekit.reverse import Eta, ReverseCoordinates
+from sdekit.solvers.multistep import Multistep
 from sdekit.solvers.registry import Solver
 from sdekit.solvers.stochastic_rk import SRA3, StochasticRK
 
@@ -26,9 +27,28 @@ STOCHASTIC = {
 }
 OF_THE_SDE = [name for name, solver in STOCHASTIC.items() if solver.scheme.solves == "sde"]
 
-# Theory 4.8: these do better on Gaussian data than they declare. Shifted Euler is of strong order 2
-# where the drift is linear, and schemes of strong order 1.5 are, too; noise between steps of the flow
-# leaves the law that of the flow, so that its weak order is that of the flow's scheme.
+
+def remembers(solver: Solver) -> bool:
+    """Whether a step depends on those before it."""
+    scheme = getattr(solver.scheme, "scheme", None)
+    if isinstance(scheme, Multistep):
+        return scheme.slopes > 1 or scheme.corrector
+    return isinstance(solver.scheme, StochasticRK) and bool(solver.scheme.tableau.before)
+
+
+# Methods that take η = 1 only, or have an η of their own.
+OF_ONE_ETA = [
+    name
+    for name in OF_THE_SDE
+    if getattr(STOCHASTIC[name].scheme, "eta", None)
+    or (
+        isinstance(STOCHASTIC[name].scheme, StochasticRK) and STOCHASTIC[name].scheme.tableau.before
+    )
+]
+
+# Theory 4.8: these do better on Gaussian data than they declare. Where the drift is linear, schemes
+# that know its first integral along the path, Σ b q = 1, are of strong order 2; and noise between steps
+# of the flow leaves the law that of the flow, so that its weak order is that of the flow's scheme.
 GAUSSIAN_WEAK = {
     name: 2.0 for name in ("sea", "sea_theta", "dpm_2_ancestral", "dpmpp_2s_ancestral")
 }
@@ -36,7 +56,7 @@ GAUSSIAN_STRONG = {
     name: 2.0
     for name, solver in STOCHASTIC.items()
     if isinstance(solver.scheme, StochasticRK)
-    and (solver.scheme.strong_order > 1 or name.startswith("sea"))
+    and abs(np.dot(solver.scheme.tableau.b, solver.scheme.tableau.q) - 1) < 1e-9
 }
 
 

@@ -158,7 +158,6 @@ def test_what_is_one_sampler_by_several_names_draws_the_same(start):
 def cell(
     group, method, budget, error, *, eta=1.0, samples=400, grid="balanced", problem="mixture2d"
 ):
-    eta = eta if group == OURS else None
     return SdeCell(
         problem, group, method, grid, eta, samples, budget, budget, error, error, error, error
     )
@@ -174,12 +173,12 @@ def cells():
         cell(OURS, name, 8, 0.04, samples=100),
         cell(OURS, "other", 8, 0.2, samples=100),
         cell(OURS, "failed", 8, None, samples=100),
-        cell(PEER, "a", 8, 0.05, grid="karras"),
+        cell(PEER, "a", 8, 0.05, grid="karras", eta=0.5),
         cell(PEER, "b", 8, 0.2),
-        cell(PEER, "a", 10, 0.05),
-        cell(PEER, "a", 30, 0.01),
-        cell(PEER, "a", 8, 0.3, samples=100),
-        cell(PEER, "a", 8, 0.1, samples=100, grid="karras"),
+        cell(PEER, "a", 10, 0.05, eta=0.5),
+        cell(PEER, "a", 30, 0.01, eta=0.5),
+        cell(PEER, "a", 8, 0.3, samples=100, eta=0.5),
+        cell(PEER, "a", 8, 0.1, samples=100, grid="karras", eta=0.5),
     ]
 
 
@@ -197,10 +196,18 @@ def test_ratios_are_to_the_best_peer_and_the_floor_is_that_of_exact_samples():
     assert second.ratio > GOAL
     assert second.ours < AT_FLOOR * 0.01
     assert second.met
-    assert [c.budget for c in ratios.missed()] == [8]  # 30 is beyond what the goal is for
+    missed, count = ratios.missed()
+    assert [c.budget for c in missed] == [8]  # 30 is beyond what the goal is for
+    assert count == 2
     assert ratios.mean(8) == pytest.approx(0.4)
     assert ratios.compare("mixture2d", 15) is None
     assert ratios.mean(15) is None
+    # Among those of as much noise the best is another.
+    full = ratios.compare("mixture2d", 8, full=True)
+    assert full.peer.method == "b"
+    assert full.ratio == pytest.approx(0.1)
+    assert ratios.missed(full=True) == ([], 1)
+    assert ratios.peer("mixture2d", 10, full=True) is None
 
 
 def test_methods_are_ranked_by_their_error_over_that_of_as_many_exact_samples():
@@ -208,7 +215,7 @@ def test_methods_are_ranked_by_their_error_over_that_of_as_many_exact_samples():
     assert [(name, eta) for name, eta, _ in ratios.ranking((8,))] == [DEFAULT, ("other", 1.0)]
     assert ratios.ranking((8,))[0][2] == pytest.approx([0.04 / (math.sqrt(SHARE) * 0.01)])
     ((name, eta, (value,)),) = ratios.ranking((8,), PEER)
-    assert (name, eta) == ("a", None)
+    assert (name, eta) == ("a", 0.5)
     assert value == pytest.approx(5.0)
 
 
@@ -240,7 +247,7 @@ def test_the_suite_measures_every_cell_once_and_its_file_says_all(small, tmp_pat
     assert all(c.cf is None for c in restart)  # its intervals alone take more than is allowed
     ratios = WeakRatios(found)
     for problem in small.problems:
-        assert ratios.compare(problem, 8).met
+        assert ratios.compare(problem, 8).ratio < 0.7
         assert ratios.error(problem, 6) < 0.3
     assert len(run_sdes(small, tmp_path).cells) == len(found)
     assert lines == [
@@ -260,7 +267,7 @@ def test_the_suite_measures_every_cell_once_and_its_file_says_all(small, tmp_pat
     print_sde_report(again.cells, Console(width=120, file=page))
     text = page.getvalue()
     assert "All methods" in text
-    assert "met everywhere" in text or "missed on" in text
+    assert "at most 0.2 of the peer's error or the floor is reached in" in " ".join(text.split())
 
 
 def test_the_command_runs_the_suite(small, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from noise_sources import Impulses, Recorded, Silent
-from stochastic_errors import OF_THE_SDE, SIGMA_DATA, STOCHASTIC, solved
+from stochastic_errors import OF_ONE_ETA, OF_THE_SDE, SIGMA_DATA, STOCHASTIC, solved
 
 import sdekit as sk
 from sdekit.solvers.stochastic_rk import StochasticRK
@@ -222,7 +222,7 @@ def final_variance(name, data, n, eta):
 )
 def test_gaussian_data_of_the_right_scale_are_exact(name, eta):
     """For ``N(0, σ_d² I)`` there is no drift left in `Preconditioned`: any number of steps will do."""
-    if name == "sea_m_theta" and eta != 1:
+    if name in ("sea_m_theta", "sea_w_theta") and eta != 1:
         with pytest.raises(ValueError, match="it needs eta = 1"):
             final_variance(name, SIGMA_DATA**2, 1, eta)
         return
@@ -243,7 +243,7 @@ def test_gaussian_data_of_the_right_scale_are_exact(name, eta):
 )
 def test_data_at_a_point_are_exact(name, eta):
     """In `LogData` a constant denoiser leaves nothing to integrate."""
-    if name.startswith("er_sde") and eta != 1:
+    if name in OF_ONE_ETA and eta != 1:
         with pytest.raises(ValueError, match="stochasticity of its own"):
             final_variance(name, 0.0, 1, eta)
         return
@@ -251,15 +251,15 @@ def test_data_at_a_point_are_exact(name, eta):
         assert final_variance(name, 0.0, n, eta) == pytest.approx(LOW**2, rel=1e-12)
 
 
+VARIED = {name: STOCHASTIC[name].scheme for name in OF_THE_SDE if name not in OF_ONE_ETA}
+
+
 @pytest.mark.parametrize(
-    "name",
-    [n for n in OF_THE_SDE if isinstance(STOCHASTIC[n].scheme, sk.Stochastic | sk.Ancestral)],
+    "name", [n for n, s in VARIED.items() if isinstance(s, sk.Stochastic | sk.Ancestral)]
 )
 def test_with_little_noise_the_scheme_is_that_of_the_flow(name, product):
     """What is left of the reverse SDE's weights is ``O(η²)``."""
     solver, x = STOCHASTIC[name], product.sample(4, HIGH, seed=0)
-    if name.startswith("er_sde"):
-        pytest.skip("its stochasticity is its own")
     flow = dataclasses.replace(solver, scheme=solver.scheme.scheme)
     expected = solved(flow, product, x, LEVELS, Silent())
     result = solved(solver, product, x, LEVELS, Silent(), 1e-3)
@@ -268,15 +268,9 @@ def test_with_little_noise_the_scheme_is_that_of_the_flow(name, product):
     torch.testing.assert_close(result, expected, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in OF_THE_SDE if isinstance(STOCHASTIC[n].scheme, StochasticRK)]
-)
+@pytest.mark.parametrize("name", [n for n, s in VARIED.items() if isinstance(s, StochasticRK)])
 def test_runge_kutta_with_little_noise_solves_the_flow(name, product):
     solver, x = STOCHASTIC[name], product.sample(4, HIGH, seed=0)
-    if name.startswith("sea_m"):
-        with pytest.raises(ValueError, match="it needs eta = 1"):
-            solved(solver, product, x, LEVELS, Silent(), 1e-3)
-        return
     result = solved(solver, product, x, sk.grids.log(200, HIGH, LOW), Silent(), 1e-3)
     torch.testing.assert_close(result, product.flow(x, HIGH, LOW), rtol=0, atol=0.03)
 

@@ -13,18 +13,14 @@ import numpy as np
 import pytest
 import torch
 from noise_sources import Recorded, Silent
-from stochastic_errors import OF_THE_SDE, STOCHASTIC, solved
+from stochastic_errors import OF_THE_SDE, STOCHASTIC, remembers, solved
 
 import sdekit as sk
 from sdekit.distributions import GaussianMixture
-from sdekit.solvers.multistep import Multistep
 
 DOUBLE = torch.float64
-ONE_STEP = [
-    name
-    for name in OF_THE_SDE
-    if not isinstance(getattr(STOCHASTIC[name].scheme, "scheme", None), Multistep)
-    and "sea_m" not in name
+ONE_STEP = [  # of the SDE of η = 1
+    n for n in OF_THE_SDE if not remembers(STOCHASTIC[n]) and not n.startswith("er_sde")
 ]
 SIGMA, FALLS = 0.8, 0.08 / 2.0 ** np.arange(4)
 

@@ -23,7 +23,7 @@ from ..sampling import solve
 from ..scale import fit_solver
 from ..sde import ProbabilityFlow, ReverseSDE
 from ..solution import SolveError
-from ..solvers.registry import Method, Solver, grid_name, methods
+from ..solvers.registry import Solver, grid_name, methods
 from .cells import CellStore
 from .peers import SDE_PEERS, Peer
 from .peers.peer import seeded
@@ -36,14 +36,15 @@ EXACT = "exact samples"
 
 # All methods and all settings of the peers are run on a quarter of the samples: ours at all budgets,
 # the peers' at these. Then come those that count, on all samples: of sdekit the methods below, of the
-# peers the best ones at each of the heats.
+# peers the best ones at each of the heats, and the best of those that solve the SDE of η = 1.
 SHARE = 4
 HEATS = (8, 20)
-KEPT = 6
+KEPT, KEPT_FULL = 6, 4
 DRAWS = 8  # sets of exact samples
 
-# sdekit's methods at the η at which they are run on all samples, its default first.
+# sdekit's methods at the η at which they are run on all samples, the default first.
 CHOSEN: tuple[tuple[str, float | None], ...] = (
+    ("sea_w_theta", 1.0),
     ("sea_m_theta", 1.0),
     ("stochastic_adams1", 1.0),
     ("stochastic_adams2", 1.0),
@@ -104,7 +105,7 @@ class SdeCell:
             ships; ``"exact samples"``.
         method: Name of the method.
         grid: Name of the grid.
-        eta: Stochasticity of ours; none where it is not ours, or the method has its own.
+        eta: Stochasticity, a peer's in its own sense; none where it is no constant.
         samples: Number of samples.
         budget: Evaluations allowed; the number of the draw of exact samples.
         nfe: Evaluations made.
@@ -222,23 +223,22 @@ class _Runner:
     def ours(self, chosen: Sequence[tuple[str, float | None]], samples: int, what: str) -> None:
         """Measure methods of sdekit at all budgets."""
         for name, eta in self._bar(chosen, what):
-            method = methods()[name]
             for budget in self.config.budgets:
-                self._own(method, eta, samples, budget)
+                self._own(name, eta, samples, budget)
 
-    def _own(self, method: Method, eta: float | None, samples: int, budget: int) -> None:
-        grid = grid_name(method.solver.grid)
-        cell = SdeCell(self.name, OURS, method.name, grid, eta, samples, budget, 0)
+    def _own(self, name: str, eta: float | None, samples: int, budget: int) -> None:
+        solver = methods()[name].solver
+        cell = SdeCell(self.name, OURS, name, grid_name(solver.grid), eta, samples, budget, 0)
         if cell.key in self.store.cells:
             return
         x, nfe = None, 0
         try:
             # Two samples show what a number of steps costs: some methods add evaluations.
-            steps = budget // method.solver.scheme.nfe_per_step
-            while steps and self._solve(method.solver, eta, self.start[:2], steps)[1] > budget:
+            steps = budget // solver.scheme.nfe_per_step
+            while steps and self._solve(solver, eta, self.start[:2], steps)[1] > budget:
                 steps -= 1
             if steps:
-                x, nfe = self._solve(method.solver, eta, self.start[:samples], steps)
+                x, nfe = self._solve(solver, eta, self.start[:samples], steps)
         except SolveError:
             pass
         except ValueError:
@@ -274,15 +274,17 @@ class _Runner:
         for budget in heats:
             bar = self._bar(settings, f"peers, {budget}")
             errors = [self._peer(p, grid, self.samples // SHARE, budget) for p, grid in bar]
-            ranked = sorted(range(len(settings)), key=errors.__getitem__)
-            kept |= {(settings[i][0].name, settings[i][1]): settings[i] for i in ranked[:KEPT]}
+            ranked = [settings[i] for i in sorted(range(len(settings)), key=errors.__getitem__)]
+            full = [(peer, grid) for peer, grid in ranked if peer.eta == 1]
+            for peer, grid in ranked[:KEPT] + full[:KEPT_FULL]:
+                kept[peer.name, grid] = peer, grid
         for peer, grid in self._bar(list(kept.values()), "best peers"):
             for budget in self.config.budgets:
                 self._peer(peer, grid, self.samples, budget)
 
     def _peer(self, peer: Peer, grid: str, samples: int, budget: int) -> float:
         """Measure a peer; return its error."""
-        cell = SdeCell(self.name, PEER, peer.name, grid, None, samples, budget, 0)
+        cell = SdeCell(self.name, PEER, peer.name, grid, peer.eta, samples, budget, 0)
         if cell.key not in self.store.cells:
             steps, x, nfe = budget // peer.nfe_per_step, None, 0
             if steps:

@@ -11,7 +11,7 @@ from .ratios import OURS, PEER
 from .sde import CHOSEN, EXACT, SHARE, SdeCell
 from .tolerance_ratios import geometric_mean
 
-DEFAULT = CHOSEN[0]
+DEFAULT, HALF = CHOSEN[0], CHOSEN[-1]  # the latter has half the noise
 METRICS = {
     "cf": "characteristic function",
     "w2": "sliced W2",
@@ -37,7 +37,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method beside the best peer.
+    """One of our methods beside the best peer.
 
     Attributes:
         problem: Name of the problem.
@@ -125,10 +125,13 @@ class WeakRatios:
         value: float | None = None if cell is None else getattr(cell, metric)
         return value
 
-    def peer(self, problem: str, budget: int, metric: str = "cf") -> SdeCell | None:
-        """Return the peer of the least error on all samples."""
+    def peer(
+        self, problem: str, budget: int, metric: str = "cf", *, full: bool = False
+    ) -> SdeCell | None:
+        """Return the peer of the least error on all samples (among those of ``η = 1``)."""
         cells = self._peers.get((problem, budget, self.samples[problem]), [])
-        return min(cells, key=lambda cell: getattr(cell, metric), default=None)
+        chosen = [cell for cell in cells if not full or cell.eta == 1]
+        return min(chosen, key=lambda cell: getattr(cell, metric), default=None)
 
     def compare(
         self,
@@ -136,32 +139,49 @@ class WeakRatios:
         budget: int,
         method: tuple[str, float | None] = DEFAULT,
         metric: str = "cf",
+        *,
+        full: bool = False,
     ) -> Comparison | None:
-        """Compare one of our methods with the best peer, if there is one."""
-        ours, peer = self.error(problem, budget, method, metric), self.peer(problem, budget, metric)
+        """Compare one of our methods with the best peer (of ``η = 1``), if there is one."""
+        ours = self.error(problem, budget, method, metric)
+        peer = self.peer(problem, budget, metric, full=full)
         if ours is None or peer is None:
             return None
         best = getattr(peer, metric)
         return Comparison(problem, budget, ours, best, peer, self.floor(problem, metric))
 
     def comparisons(
-        self, budget: int, method: tuple[str, float | None] = DEFAULT, metric: str = "cf"
+        self,
+        budget: int,
+        method: tuple[str, float | None] = DEFAULT,
+        metric: str = "cf",
+        *,
+        full: bool = False,
     ) -> list[Comparison]:
         """Return the comparisons on all problems."""
-        found = (self.compare(problem, budget, method, metric) for problem in self.problems)
+        found = (self.compare(p, budget, method, metric, full=full) for p in self.problems)
         return [comparison for comparison in found if comparison is not None]
 
     def mean(
-        self, budget: int, method: tuple[str, float | None] = DEFAULT, metric: str = "cf"
+        self,
+        budget: int,
+        method: tuple[str, float | None] = DEFAULT,
+        metric: str = "cf",
+        *,
+        full: bool = False,
     ) -> float | None:
         """Return the geometric mean of the ratios over all problems."""
-        return geometric_mean([c.ratio for c in self.comparisons(budget, method, metric)])
+        found = self.comparisons(budget, method, metric, full=full)
+        return geometric_mean([comparison.ratio for comparison in found])
 
-    def missed(self) -> list[Comparison]:
-        """Return the comparisons in which the goal is missed."""
+    def missed(
+        self, method: tuple[str, float | None] = DEFAULT, *, full: bool = False
+    ) -> tuple[list[Comparison], int]:
+        """Return the comparisons in which the goal is missed, and the number of all that it is for."""
         first, last = GOAL_BUDGETS
         budgets = (budget for budget in self.budgets if first <= budget <= last)
-        return [c for budget in budgets for c in self.comparisons(budget) if not c.met]
+        found = [c for budget in budgets for c in self.comparisons(budget, method, full=full)]
+        return [c for c in found if not c.met], len(found)
 
     def ranking(
         self, budgets: Sequence[int], group: str = OURS

@@ -28,7 +28,7 @@ from .published import IPNDM, DPMMultistep, GradientEstimation, UniPC
 from .registry import Method, Solver
 from .rk import RungeKutta
 from .stochastic import EulerMaruyama, Milstein, ReverseDiffusion
-from .stochastic_rk import HEUN, SEA, SEA_M, SHARK, SOSRA, SPARK, SRA1, SRA3, StochasticRK
+from .stochastic_rk import HEUN, SEA, SEA_M, SEA_W, SHARK, SOSRA, SPARK, SRA1, SRA3, StochasticRK
 from .variable_adams import VariableAdams
 
 _TABLEAUS = {
@@ -203,7 +203,8 @@ def stochastic() -> Iterator[Method]:
         yield Method(
             f"stochastic_adams{k}",
             Solver(Stochastic(Adams(k, corrector=True)), Preconditioned(), balanced),
-            f"sdekit, after {xue}" + ("; the default of reverse SDEs" if k == 2 else ""),
+            f"sdekit, after {xue}"
+            + ("; the default of reverse SDEs of other η than 1" if k == 2 else ""),
         )
     for k in (1, 2, 3):
         solver = Solver(Stochastic(DPMMultistep(k)), LogData(), log)
@@ -242,9 +243,11 @@ def runge_kutta_with_noise() -> Iterator[Method]:
         ("shark", SHARK, "Foster, dos Reis & Strange 2024, eq. 6.1"),
         ("spark", SPARK, "Foster 2023, def. 1.6"),
         ("sea_m", SEA_M, "sdekit; experimental"),
+        ("sea_w", SEA_W, "sdekit; experimental; in F the default of reverse SDEs of η = 1"),
     ):
         yield Method(name, Solver(StochasticRK(tableau), Noise(), log), source)
-        solver = Solver(StochasticRK(tableau), Preconditioned(), balanced)
+        grid = partial(balanced, scale=1.0, power=1.2) if tableau.before else balanced
+        solver = Solver(StochasticRK(tableau), Preconditioned(), grid)
         yield Method(f"{name}_theta", solver, source)
 
 

@@ -157,6 +157,12 @@ exact posterior mean to be a martingale: for a network expect order 1, with a sm
 """
 
 
+SEA_W = NoiseTableau(
+    (1 / 4,), ((),), (1.0,), (0.5,), (0.0,), before=1 / 4, strong_order=1.0, weak_order=2.0
+)
+"""The same without ``H``, which the weak order 2 does not need: the three numbers are ``p² = ¼``."""
+
+
 class StochasticRK(NoisyScheme):
     """A stochastic Runge–Kutta scheme on the clock of the noise; it takes a constant ``η``.
 
@@ -185,7 +191,8 @@ class StochasticRK(NoisyScheme):
         coordinates = ReverseCoordinates(view.coordinates, Eta(view.problem.eta))
         if self.tableau.before and view.problem.eta != 1:
             raise ValueError(
-                f"eta = {view.problem.eta:g}; SEA_M rests on slopes being martingales: it needs eta = 1"
+                f"eta = {view.problem.eta:g}; the scheme rests on slopes being martingales: it "
+                "needs eta = 1"
             )
         return coordinates
 

@@ -240,14 +240,16 @@ def _torchsde(
 def sde_peers() -> Iterator[Peer]:
     """Samplers with noise, in every setting, on all grids that their packages ship."""
     yield from _diffusers_peers()
-    peer = partial(Peer, package="azula", nfe_per_step=1, grids=AZULA_GRIDS)
+    peer = partial(Peer, package="azula", nfe_per_step=1, grids=AZULA_GRIDS, eta=1.0)
     yield peer("azula DDPM", integrate=partial(_azula, sampler="DDPMSampler"))
-    yield peer("azula DDIM 0.5", integrate=partial(_azula, sampler="DDIMSampler", eta=0.5))
+    integrate = partial(_azula, sampler="DDIMSampler", eta=0.5)
+    yield peer("azula DDIM 0.5", integrate=integrate, eta=0.5)
     for eta in (0.5, 1.0):
-        yield peer(f"azula Ito {eta:g}", integrate=partial(_azula, sampler="ItoSampler", eta=eta))
+        integrate = partial(_azula, sampler="ItoSampler", eta=eta)
+        yield peer(f"azula Ito {eta:g}", integrate=integrate, eta=eta)
     for delta in (0.01, 0.1):
         integrate = partial(_azula, sampler="PCSampler", delta=delta)
-        yield peer(f"azula PC {delta:g}", nfe_per_step=2, integrate=integrate)
+        yield peer(f"azula PC {delta:g}", nfe_per_step=2, integrate=integrate, eta=None)
     for process, (method, calls), eta in product(
         (EDM(SIGMA_MIN, SIGMA_MAX), VP()), (("euler", 1), ("srk", 3)), (0.5, 1.0)
     ):
@@ -257,17 +259,18 @@ def sde_peers() -> Iterator[Peer]:
             nfe_per_step=calls,
             grids=_TORCHSDE_GRIDS,
             integrate=partial(_torchsde, process=process, method=method, eta=eta),
+            eta=eta,
         )
 
 
 def _diffusers_peers() -> Iterator[Peer]:
-    peer = partial(Peer, package="diffusers", nfe_per_step=1, grids=tuple(DIFFUSERS_GRIDS))
+    grids = tuple(DIFFUSERS_GRIDS)
+    peer = partial(Peer, package="diffusers", nfe_per_step=1, grids=grids, eta=1.0)
     for name, scheduler, config in _dpm_configs():
         integrate = partial(_diffusers_vp, scheduler=scheduler, **config)
         yield peer(f"diffusers {name}", integrate=integrate)
-    for (p, c), kind, (tau, level) in product(
-        ((2, 2), (3, 4)), ("data", "noise"), ((0.5, _half), (1, _one), ("window", _window))
-    ):
+    taus = ((0.5, "0.5", _half), (1.0, "1", _one), (None, "window", _window))
+    for (p, c), kind, (eta, tau, level) in product(((2, 2), (3, 4)), ("data", "noise"), taus):
         integrate = partial(
             _sa_solver,
             tau=level,
@@ -275,26 +278,22 @@ def _diffusers_peers() -> Iterator[Peer]:
             corrector_order=c,
             algorithm_type=f"{kind}_prediction",
         )
-        yield peer(f"diffusers SASolver P{p}C{c} {kind} τ {tau}", integrate=integrate)
+        name = f"diffusers SASolver P{p}C{c} {kind} τ {tau}"
+        yield peer(name, integrate=integrate, eta=eta)
     for eta in (0.5, 1.0):
-        yield peer(f"diffusers DDIM {eta:g}", integrate=partial(_diffusers_ddim, eta=eta))
+        yield peer(f"diffusers DDIM {eta:g}", integrate=partial(_diffusers_ddim, eta=eta), eta=eta)
         rf = partial(_flow_noise, scheduler="LTXEulerAncestralRFScheduler", eta=eta)
-        yield peer(f"diffusers LTXEulerAncestralRF {eta:g}", integrate=rf)
+        yield peer(f"diffusers LTXEulerAncestralRF {eta:g}", integrate=rf, eta=eta)
     for variance in ("fixed_small", "fixed_large"):
         yield peer(f"diffusers DDPM {variance}", integrate=partial(_ddpm, variance=variance))
     for churn in _CHURNS:
-        yield peer(
-            f"diffusers Euler churn {churn:.2g}", integrate=partial(_euler_churn, churn=churn)
-        )
-        yield peer(
-            f"diffusers EDMEuler churn {churn:.2g}", integrate=partial(_edm_churn, churn=churn)
-        )
-    yield peer(
-        "diffusers FlowMatchEuler stochastic",
-        integrate=partial(
-            _flow_noise, scheduler="FlowMatchEulerDiscreteScheduler", stochastic_sampling=True
-        ),
+        for name, churned in (("Euler", _euler_churn), ("EDMEuler", _edm_churn)):
+            integrate = partial(churned, churn=churn)
+            yield peer(f"diffusers {name} churn {churn:.2g}", integrate=integrate, eta=None)
+    integrate = partial(
+        _flow_noise, scheduler="FlowMatchEulerDiscreteScheduler", stochastic_sampling=True
     )
+    yield peer("diffusers FlowMatchEuler stochastic", integrate=integrate, eta=None)
     yield peer("diffusers EulerAncestral", integrate=_ancestral)
     yield peer("diffusers KDPM2Ancestral", nfe_per_step=2, integrate=_kdpm2_ancestral)
     yield peer("diffusers DPMSolverSDE", nfe_per_step=2, integrate=_dpmpp_sde)

@@ -46,6 +46,8 @@ class Peer:
             the stages of a step are evaluated at the points of the grid.
         grids: The grids that the package ships for it, by name.
         integrate: Solves, uncounted.
+        eta: Stochasticity, of its own meaning: 0 is the flow, 1 the reverse SDE of Anderson. None where
+            it varies.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Peer:
     nfe_per_step: int
     grids: tuple[str, ...]
     integrate: Integrator
+    eta: float | None = 0.0
 
     def run(self, denoiser: Model, x_hat: Tensor, grid: Grid, n_steps: int) -> tuple[Tensor, int]:
         """Solve, counting every call of the network.
