@@ -167,6 +167,7 @@ def test_weak_order_of_restart_on_a_mixture(share):
         ("sde_dpmpp_2m", (8, 14, 24), 200_000),
         ("sea_m", (16, 32, 64), 20_000),
         ("sea_m_theta", (32, 64, 128), 40_000),
+        ("sea_w", (8, 14, 24), 100_000),
     ],
 )
 def test_weak_order_of_schemes_that_remember(name, steps, batch):

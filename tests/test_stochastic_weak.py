@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from stochastic_errors import GAUSSIAN_WEAK, OF_THE_SDE, STOCHASTIC, weak_order
+from stochastic_errors import GAUSSIAN_WEAK, OF_ONE_ETA, OF_THE_SDE, STOCHASTIC, weak_order
 
 import sdekit as sk
 from sdekit.solvers.linear import LinearScheme
@@ -21,7 +21,7 @@ def test_weak_order_by_propagating_the_law(name):
     assert weak_order(solver) == pytest.approx(expected, abs=0.25)
 
 
-VARIED = [name for name in OF_THE_SDE if not name.startswith(("sea_m", "sea_w", "er_sde"))]
+VARIED = [name for name in OF_THE_SDE if name not in OF_ONE_ETA]
 
 
 @pytest.mark.parametrize(
