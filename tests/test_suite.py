@@ -276,7 +276,7 @@ def test_the_command_goes_on_with_a_suite(run):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--suite", "sde"], "unknown suite 'sde'; there is 'ode'"),
+        (["--suite", "pde"], "unknown suite 'pde'; there is 'ode'"),
         (["--suite", "ode", "--methods", "heun"], "--methods goes without --suite"),
         (["--suite", "ode", "--problems", "mixture2", "--no-peers"], "did you mean 'mixture2d'"),
         (["--suite", "ode", "--nfe", "0", "--no-peers"], "at least 1"),
