@@ -270,7 +270,7 @@ def flow_with_noise() -> Iterator[Method]:
         (
             "ddpm",
             Solver(Ancestral(euler, large=True), Noise(), uniform_t),
-            "Ho et al. 2020, alg. 2, with variance β; with β̃ it is ddim_eta",
+            "Ho et al. 2020, alg. 2, with variance β",
         ),
         ("dpm_2_ancestral", Solver(Ancestral(dpm2), LogNoise(), karras), k_diffusion),
         ("dpmpp_2s_ancestral", Solver(Ancestral(dpm2), LogData(), karras), k_diffusion),
