@@ -12,9 +12,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import Tensor
 
-from .brownian import IndependentNoise, NoiseSource
+from .brownian import NoiseSource
 from .coordinates import Array
-from .inputs import check_state
+from .inputs import check_state, noise_source
 from .solvers.fixed import integrate_fixed
 
 Field = Callable[[Tensor], Tensor]
@@ -76,9 +76,7 @@ def langevin(
     check_state(x)
     if not step_size > 0 or steps < 1:
         raise ValueError(f"step_size = {step_size}, steps = {steps}; they must be positive")
-    if seed is not None and noise is not None:
-        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
-    source = IndependentNoise(seed) if noise is None else noise
+    source = noise_source(seed, noise)
     accepted = torch.zeros(len(x), dtype=torch.long, device=x.device)
     slope = score(x)
     density = None if log_prob is None else log_prob(x)

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .affine import AffineSDE
-from .brownian import IndependentNoise, NoiseSource
-from .inputs import Array, check_state, check_times, named_solver
+from .brownian import NoiseSource
+from .inputs import Array, check_state, check_times, named_solver, noise_source
 from .sde import ForwardSDE, Model, ReverseSDE
 from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
@@ -72,14 +72,12 @@ def simulate(
         raise TypeError(
             f"process is a {type(process).__name__}; pass a process such as sdekit.VP()"
         )
-    if seed is not None and noise is not None:
-        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
+    source = noise_source(seed, noise)
     check_state(x)
     grid = np.asarray(times, dtype=np.float64)
     if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) > 0):
         raise ValueError(f"times = {times!r}; give at least two, strictly increasing")
     check_times(grid, process)
-    source = IndependentNoise(seed) if noise is None else noise
     if method is None and isinstance(process, AffineSDE):
         step = _transition(process, grid, source)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .affine import AffineSDE
+from .brownian import IndependentNoise, NoiseSource
 from .coordinates import Native
 from .denoisers import layers
 from .sde import ForwardSDE, Model, ProbabilityFlow, ReverseSDE
@@ -271,6 +273,17 @@ def check_times(times: Array, sde: ForwardSDE) -> Array:
     if len(outside):
         raise ValueError(f"times contains {outside[0]:g}; it must lie in [0, T] = [0, {sde.T:g}]")
     return times
+
+
+def noise_source(seed: int | Sequence[int] | None, noise: NoiseSource | None) -> NoiseSource:
+    """Return the source of noise that is asked for, by a seed or as it is.
+
+    Raises:
+        TypeError: If both are given.
+    """
+    if seed is not None and noise is not None:
+        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
+    return IndependentNoise(seed) if noise is None else noise
 
 
 def check_steps(steps: int, name: str = "steps") -> int:

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -45,6 +45,23 @@ def whole(low: float, high: float, x: Key, y: Key) -> Piece:
     return Piece(low, high, {x: math.sqrt(span)}, {y: math.sqrt(span / 12)})
 
 
+class Cut(NamedTuple):
+    """Coefficients of a split, numbers or arrays; see `split`."""
+
+    cross: Any
+    left: Any
+    right: Any
+    spread: Any
+    rest: Any
+
+    @classmethod
+    def of(cls, h: Any, p: Any, q: Any) -> Cut:  # noqa: ANN401
+        """Return those of a length ``h`` that is split in fractions ``p`` and ``q``."""
+        s = p**3 + q**3
+        spread, rest = np.sqrt(h * p * q * s), np.sqrt(h * p * q / (12 * s))
+        return cls(6 * p * q, p**2 / (2 * s), q**2 / (2 * s), spread, rest)
+
+
 def split(piece: Piece, at: float, x: Key, y: Key) -> tuple[Piece, Piece]:
     """Split a piece: the law of both parts given their sum, with two fresh numbers.
 
@@ -65,13 +82,12 @@ def split(piece: Piece, at: float, x: Key, y: Key) -> tuple[Piece, Piece]:
     low, high, W, H = piece
     h = high - low
     p, q = (at - low) / h, (high - at) / h
-    s = p**3 + q**3
-    Z = {x: math.sqrt(h * p * q * s)}
-    N = {y: math.sqrt(h * p * q / (12 * s))}
-    W1 = _combined((p, W), (6 * p * q, H), (1, Z))
-    W2 = _combined((q, W), (-6 * p * q, H), (-1, Z))
-    H1 = _combined((p**2, H), (-(p**2) / (2 * s), Z), (q, N))
-    H2 = _combined((q**2, H), (-(q**2) / (2 * s), Z), (-p, N))
+    cut = Cut.of(h, p, q)
+    Z, N = {x: float(cut.spread)}, {y: float(cut.rest)}
+    W1 = _combined((p, W), (cut.cross, H), (1, Z))
+    W2 = _combined((q, W), (-cut.cross, H), (-1, Z))
+    H1 = _combined((p**2, H), (-cut.left, Z), (q, N))
+    H2 = _combined((q**2, H), (-cut.right, Z), (-p, N))
     return Piece(low, at, W1, H1), Piece(at, high, W2, H2)
 
 

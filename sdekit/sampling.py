@@ -12,7 +12,7 @@ from torch import Tensor
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
 from .denoisers import trained_range
-from .inputs import check_rows, check_steps, check_tolerances, named_solver
+from .inputs import check_rows, check_steps, check_tolerances, named_solver, noise_source
 from .prepared import set_up
 from .sde import Model, ReverseSDE
 from .solution import Solution, SolveError, Stats
@@ -104,14 +104,12 @@ def solve(
         ValueError: If an argument is out of its range, or the method does not fit the problem.
         SolveError: If a state becomes non-finite; the message names step, noise level and sample.
     """
-    if seed is not None and noise is not None:
-        raise TypeError("got seed and noise; the noise has its own seed, give one of them")
+    source = noise_source(seed, noise)
     if stepping not in ("sample", "batch"):
         raise ValueError(f"stepping = {stepping!r}; it must be 'sample' or 'batch'")
     if rtol is None and (dense or stepping == "batch"):
         raise ValueError("dense= and stepping= are about adaptive steps; give rtol=")
-    stochastic = method is not None and named_solver(method).scheme.stochastic
-    if rtol is not None and checkpoint and (stochastic or isinstance(problem, ReverseSDE)):
+    if rtol is not None and checkpoint and isinstance(problem, ReverseSDE):
         raise ValueError("checkpoint=True takes steps again, and needs a deterministic method")
     if rtol is not None and isinstance(problem, ReverseSDE) and (dense or trajectory):
         raise ValueError(
@@ -147,7 +145,7 @@ def solve(
             dense=dense,
             checkpoint=checkpoint,
             progress=progress,
-            noise=IndependentNoise(seed) if noise is None else noise,
+            noise=source,
         )
         final, path, output, work = solved.x, solved.trajectory, solved.dense, solved.work
         nfe = np.broadcast_to(work.nfe + calls, len(x))
@@ -155,7 +153,6 @@ def solve(
         stopped = np.flatnonzero(np.broadcast_to(work.exhausted, len(x)))
     else:
         unscaled = solver.scheme.unscaled
-        source = IndependentNoise(seed) if noise is None else noise
         us = integrate_fixed(
             solver.scheme.prepare(view, grid, source, ending),
             view.entrance(grid[0], unscaled=unscaled)(x),

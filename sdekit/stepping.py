@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .brownian import NoiseSource
 from .inputs import Array
-from .reverse import Eta, ReverseCoordinates
 from .solvers.adaptive import Progress, Recorder, integrate_adaptive, retake
 from .solvers.dense import Dense, Trajectory
 from .solvers.march import March, Mask, Tolerances
@@ -82,8 +81,7 @@ def solve_adaptively(
     """
     if isinstance(scheme, StochasticRK):
         assert isinstance(view, AffineView)
-        reverse = ReverseCoordinates(view.coordinates, Eta(view.problem.eta))
-        view = AffineView(view.problem, reverse.timed(), x)
+        view = AffineView(view.problem, scheme.in_coordinates(view).timed(), x)
     to_data = isinstance(view, AffineView) and grid[-1] == 0
     levels = grid[:-1] if to_data else grid
     tau, u = view.tau(levels), view.entrance(grid[0], unscaled=False)(x)

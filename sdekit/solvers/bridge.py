@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import NoiseSource, over_step
-from ..path import BrownianPath
+from ..path import BrownianPath, Cut
 from .march import Ints, Mask, shaped
 from .scheme import Array
 
@@ -170,22 +170,22 @@ def _scales(length: Array, like: Tensor) -> Tensor:
 def _split(piece: Tensor, known: Array, left: Array, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Cut pieces of length ``known`` at ``left``; where nothing is known, draw that length.
 
-    The formulas are those of `sdekit.path.split`.
+    The formulas are those of `sdekit.path.split`, for arrays of pieces.
     """
     (W, H), (x, y) = piece, numbers
     h = np.maximum(known, left)
     safe = np.where(h > 0, h, 1.0)
     p = np.where(known > 0, left / safe, 1.0)
-    q = 1 - p
-    s = p**3 + q**3
-    new = known == 0
-    rows = (p, q, p * q, p**2, q**2, p**2 / (2 * s), q**2 / (2 * s))
-    P, Q, PQ, P2, Q2, a, b = (shaped(row, W) for row in rows)
-    Z = shaped(np.sqrt(np.where(new, left, h * p * q * s)), W) * x
-    N = shaped(np.sqrt(np.where(new, left / 12, h * p * q / (12 * s))), W) * y
+    q, new = 1 - p, known == 0
+    cut = Cut.of(h, p, q)
+    P, Q, P2, Q2, cross, a, b = (
+        shaped(row, W) for row in (p, q, p**2, q**2, cut.cross, cut.left, cut.right)
+    )
+    Z = shaped(np.where(new, np.sqrt(left), cut.spread), W) * x
+    N = shaped(np.where(new, np.sqrt(left / 12), cut.rest), W) * y
     fresh = shaped(new.astype(np.float64), W).bool()
-    W1, H1 = P * W + 6 * PQ * H + Z, P2 * H - a * Z + Q * N
-    W2, H2 = Q * W - 6 * PQ * H - Z, Q2 * H - b * Z - P * N
+    W1, H1 = P * W + cross * H + Z, P2 * H - a * Z + Q * N
+    W2, H2 = Q * W - cross * H - Z, Q2 * H - b * Z - P * N
     first = torch.stack([torch.where(fresh, Z, W1), torch.where(fresh, N, H1)])
     return first, torch.stack([W2, H2])
 

@@ -178,6 +178,12 @@ class March(ABC, Generic[TrialType]):
     def judge(self, trial: TrialType, errors: Array, dt: Array) -> Mask:
         """Accept or reject trials, ``errors`` being ``(m, n)``, and choose the next steps."""
 
+    def propose(self, groups: Ints, accept: Mask, dt: Array, size: Array) -> None:
+        """Take over the next steps, ``size``, after trials over ``dt``."""
+        # A step cut short by the end says nothing against the longer one proposed before.
+        cut = accept & (dt < self.size[groups])
+        self.size[groups] = np.where(cut, np.maximum(self.size[groups], size), size)
+
     @abstractmethod
     def commit(self, carry: Carry, attempt: Attempt) -> Carry:
         """What is carried on by groups that accepted; the arguments are theirs."""

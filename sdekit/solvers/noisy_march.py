@@ -17,6 +17,7 @@ from ..brownian import IndependentNoise, NoiseSource
 from ..path import BrownianPath
 from ..reverse import NoiseTime
 from .bridge import Bridged, Followed, Redrawn, TrialNoise
+from .control import Controller
 from .march import (
     Attempt,
     Carry,
@@ -34,8 +35,8 @@ from .scheme import Array
 from .stochastic_rk import StochasticRK
 from .view import Samples, View
 
-# Share of the span that the first step is.
-_FIRST = 0.01
+_FIRST = 0.01  # share of the span that the first step is
+_CONTROLLER = Controller(0.0, 1.0, safety=0.8, grow=3.0)
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,9 @@ class NoisyMarch(March[NoisyTrial]):
         """Accept errors up to 1; the local error is of order 3/2 in the step."""
         groups, error = trial.groups, errors[0]
         accept: Mask = error <= 1
-        factor = np.clip(0.8 * np.maximum(error, 1e-10) ** (-1 / 1.5), 0.2, 3.0)
-        factor = np.where(~accept, np.minimum(factor, 0.9), factor)
-        factor = np.where(accept & self.failed[groups], np.minimum(factor, 1), factor)
-        # A step cut short by the end says nothing against the longer one proposed before.
-        cut = accept & (dt < self.size[groups])
-        self.size[groups] = np.where(cut, np.maximum(self.size[groups], dt * factor), dt * factor)
+        factor = _CONTROLLER.factor(np.stack([error, *np.ones((2, len(error)))]), 1.5)
+        factor = np.where(self.failed[groups], np.minimum(factor, 1), factor)
+        self.propose(groups, accept, dt, dt * factor)
         self.failed[groups] = ~accept
         count = len(trial.noise[0])
         who = np.arange(count) if trial.samples is None else trial.samples

@@ -145,10 +145,7 @@ class PairMarch(March[PairTrial]):
         # After a rejection (of which the memory of the last trial tells) steps do not grow at once.
         factor = self.scheme.controller.factor(history, self.k)
         factor = np.where(self.errors[0, groups] > 1, np.minimum(factor, 1), factor)
-        size = dt * factor
-        # A step cut short by the end says nothing against the longer one proposed before.
-        cut = accept & (dt < self.size[groups])
-        self.size[groups] = np.where(cut, np.maximum(self.size[groups], size), size)
+        self.propose(groups, accept, dt, dt * factor)
         self.errors[0, groups] = error
         self.errors[2, groups] = np.where(accept, self.errors[1, groups], self.errors[2, groups])
         self.errors[1, groups] = np.where(accept, np.maximum(error, 1e-4), self.errors[1, groups])

@@ -207,9 +207,7 @@ class AdamsMarch(March[AdamsTrial]):
 
         most = np.where(~accept, 0.9, np.where(self.failed[groups], 1.0, _GROW))
         size = dt * np.clip(_SAFETY * best, _SHRINK, most)
-        # A step cut short by the end says nothing against the longer one proposed before.
-        cut = accept & (dt < self.size[groups])
-        self.size[groups] = np.where(cut, np.maximum(self.size[groups], size), size)
+        self.propose(groups, accept, dt, size)
         self.failed[groups] = ~accept
         self.known[groups] = np.minimum(self.known[groups] + accept, self.memory)
         self.order[groups] = np.minimum(order, self.known[groups])
