@@ -42,6 +42,7 @@ from .solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion
 from .solvers.stochastic_rk import NoiseTableau, StochasticRK
 from .solvers.tableaus import Tableau
 from .solvers.variable_adams import VariableAdams
+from .stochasticity import EtaSteps
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [
     "Divergence",
     "EDMDenoiser",
     "Empirical",
+    "EtaSteps",
     "EulerMaruyama",
     "Exact",
     "ExponentialRK",

@@ -55,6 +55,11 @@ class Coordinates(ABC):
         return None
 
     @property
+    def breaks(self) -> tuple[float, ...]:
+        """Noise levels at which ``dW/dσ`` is not smooth, rising."""
+        return ()
+
+    @property
     def frame(self) -> tuple[Array, Array] | None:
         """Mean ``(d,)`` and orthonormal basis ``(d, d)``, by columns, of the axes of ``u``, if any."""
         return None

@@ -21,59 +21,7 @@ from scipy.special import beta, betainc
 from .brownian import Clock
 from .coordinates import Array, Coordinates, Interpolated, LogData, LogNoise, Noise, Points
 from .preconditioned import Preconditioned
-
-
-@dataclass(frozen=True)
-class Eta:
-    """A constant stochasticity ``η``: 0 is the flow, 1 Anderson's reverse SDE.
-
-    Attributes:
-        value: ``η``.
-    """
-
-    value: float
-
-    def squared(self, sigma: Array) -> Array:
-        """``η²`` at noise levels."""
-        return np.full_like(sigma, self.value**2)
-
-    def damping(self, sigma: Array, gap: float) -> Array:
-        """``g = h^(η²)`` for ``h² = σ² + gap``."""
-        damping: Array = np.sqrt(sigma**2 + gap) ** self.value**2
-        return damping
-
-    def sigma(self, damping: Array, gap: float) -> Array:
-        """Noise level at a value of `damping`."""
-        return np.sqrt(np.maximum(damping ** (2 / self.value**2) - gap, 0.0))
-
-
-@dataclass(frozen=True)
-class ErEta:
-    """The stochasticity of ER-SDE-Solver: ``g = φ(σ)/σ`` in `LogData`, ``φ = σ (exp(σ^0.3) + 10)``.
-
-    ``η² = d log φ/d log σ − 1 = 0.3 σ^0.3/(1 + 10 exp(−σ^0.3))``: next to nothing at low noise, and
-    above 1 where ``σ > 99``.
-
-    Source: Cui et al. 2023; the default of their code.
-    """
-
-    def squared(self, sigma: Array) -> Array:
-        """``η²`` at noise levels."""
-        power = sigma**0.3
-        squared: Array = 0.3 * power / (1 + 10 * np.exp(-power))
-        return squared
-
-    def damping(self, sigma: Array, gap: float) -> Array:
-        """``exp(σ^0.3) + 10``."""
-        if gap != 0:
-            raise ValueError(
-                "the stochasticity of ER-SDE-Solver is defined in LogData() coordinates"
-            )
-        return np.exp(sigma**0.3) + 10
-
-    def sigma(self, damping: Array, gap: float) -> Array:
-        """Noise level at a value of `damping`."""
-        return np.log(damping - 10) ** (1 / 0.3)
+from .stochasticity import Eta, EtaSteps, Stochasticity
 
 
 @dataclass(frozen=True)
@@ -93,7 +41,7 @@ class ReverseCoordinates(Coordinates):
     """
 
     base: Coordinates
-    eta: Eta | ErEta
+    eta: Stochasticity
 
     def __post_init__(self) -> None:
         if not isinstance(self._inner, Noise | LogNoise | LogData | Preconditioned):
@@ -101,6 +49,10 @@ class ReverseCoordinates(Coordinates):
                 f"in {type(self._inner).__name__} coordinates the noise of the reverse SDE has no "
                 "clock in closed form; take Noise(), LogNoise(), LogData() or Preconditioned() "
                 "with Adams or Runge–Kutta schemes"
+            )
+        if self._gap is None and not isinstance(self.eta, Eta):
+            raise ValueError(
+                "a stochasticity that varies needs LogData() or Preconditioned() coordinates"
             )
 
     @property
@@ -151,22 +103,45 @@ class ReverseCoordinates(Coordinates):
         """Integral of `clock_rate`.
 
         Raises:
-            ValueError: If it has no closed form: ``η`` varies, in other coordinates than `LogData`.
+            ValueError: If it has no closed form: ``η`` is ER-SDE's, and the coordinates are not
+                `LogData`.
         """
-        inner = self._inner
+        inner, eta = self._inner, self.eta
         if isinstance(inner, LogData):
             return 1 / (p.sigma * self.damping(p.sigma))
-        if not isinstance(self.eta, Eta):
-            raise ValueError("a stochasticity that varies needs LogData() coordinates")
-        power = self.eta.value**2
+        if isinstance(eta, Eta):
+            return self._clock_of(np.array(eta.value**2), p.sigma)
+        if not isinstance(eta, EtaSteps):
+            raise ValueError("the stochasticity of ER-SDE-Solver needs LogData() coordinates")
+        # On each piece of η the clock is a multiple of that of a constant one, and it is continuous.
+        assert self._gap is not None
+        squares, factors = np.square(eta.values), np.exp(-eta.scales(self._gap))
+        levels = np.array(eta.levels)
+        below, above = (
+            factors[i] * self._clock_of(squares[i], levels) for i in (slice(-1), slice(1, None))
+        )
+        shifts = np.concatenate([[0.0], np.cumsum(below - above)])
+        piece = eta.piece(p.sigma)
+        clock: Array = shifts[piece] + factors[piece] * self._clock_of(squares[piece], p.sigma)
+        return clock
+
+    def _clock_of(self, squared: Array, sigma: Array) -> Array:
+        """`clock` of a constant ``η²``."""
+        inner = self._inner
         if not isinstance(inner, Preconditioned):
-            return (1 + power) * p.sigma
+            return (1 + squared) * sigma
         # ∫₀^θ cos^(η²) dφ, an incomplete beta function of sin² θ.
         assert inner.sigma_data is not None
-        share = 1 / (1 + (inner.sigma_data / p.sigma) ** 2)
-        half = 0.5 * beta(0.5, 0.5 * (power + 1)) * betainc(0.5, 0.5 * (power + 1), share)
-        clock: Array = (1 + power) * inner.sigma_data**-power * half
+        share = 1 / (1 + (inner.sigma_data / sigma) ** 2)
+        power = 0.5 * (squared + 1)
+        half = 0.5 * beta(0.5, power) * betainc(0.5, power, share)
+        clock: Array = (1 + squared) * inner.sigma_data**-squared * half
         return clock
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Where ``η`` jumps."""
+        return self.eta.levels if isinstance(self.eta, EtaSteps) else ()
 
     @property
     def growth(self) -> float | None:
@@ -203,8 +178,7 @@ class ReverseCoordinates(Coordinates):
         """Factor of the Brownian motion on its clock."""
         if self._gap is not None:
             return 1.0
-        if not isinstance(self.eta, Eta):
-            raise ValueError("a stochasticity that varies needs LogData() coordinates")
+        assert isinstance(self.eta, Eta)
         return self.eta.value
 
     def time_rate(self, sigma: Array) -> Array:

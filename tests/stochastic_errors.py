@@ -14,10 +14,11 @@ from orders import measure_order, process_scale
 from torch import Tensor
 
 import sdekit as sk
-from sdekit.reverse import Eta, ReverseCoordinates
+from sdekit.reverse import ReverseCoordinates
 from sdekit.solvers.multistep import Multistep
 from sdekit.solvers.registry import Solver
 from sdekit.solvers.stochastic_rk import SRA3, StochasticRK
+from sdekit.stochasticity import Eta
 
 SIGMA_DATA = 0.8  # not that of any data here, so that nothing is exact
 STOCHASTIC = {

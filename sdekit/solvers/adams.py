@@ -69,8 +69,9 @@ def clock_integrals(coordinates: Coordinates, begin: Points, end: Points, basis:
     """Return ``∫ f_j(τ) dW`` from ``begin`` to ``end`` for functions ``f_j`` of each interval.
 
     They are integrated by Gauss–Legendre quadrature: in ``τ`` itself where it is the clock, exactly
-    for polynomials up to degree 31; else in ``λ = −log σ``, on panels of length 1 at most. An interval
-    has as many panels as it needs itself, so that its integrals do not depend on the others.
+    for polynomials up to degree 31; else in ``λ = −log σ``, on panels of length 1 at most that end
+    where the clock has breaks. An interval has as many panels as it needs itself, so that its
+    integrals do not depend on the others.
 
     Args:
         coordinates: The coordinates.
@@ -86,19 +87,34 @@ def clock_integrals(coordinates: Coordinates, begin: Points, end: Points, basis:
         tau, w = _quadrature(begin.tau + 0.5 * width, width)
         integrals: Array = (w * basis(np.arange(len(tau)), tau)).sum(2).T
         return integrals
-    lam, length = -np.log(begin.sigma), np.log(begin.sigma) - np.log(end.sigma)
+    high, low, owner = _cut(begin.sigma, end.sigma, coordinates.breaks)
+    lam, length = -np.log(high), np.log(high) - np.log(low)
     panels = np.maximum(1, np.ceil(np.abs(length))).astype(np.int64)
     first = np.cumsum(panels) - panels
-    rows = np.repeat(np.arange(len(panels)), panels)  # the interval of each panel
-    place, width = np.arange(len(rows)) - first[rows], (length / panels)[rows]
-    x, w = _quadrature(lam[rows] + (place + 0.5) * width, width)
+    part = np.repeat(np.arange(len(panels)), panels)  # the part of an interval of each panel
+    place, width = np.arange(len(part)) - first[part], (length / panels)[part]
+    x, w = _quadrature(lam[part] + (place + 0.5) * width, width)
+    rows = owner[part]
     sigma = np.exp(-x)
     tau = coordinates.tau(sigma.ravel()).reshape(sigma.shape)
     rate = coordinates.clock_rate(sigma.ravel()).reshape(*sigma.shape, -1)
     density = -(w * sigma)[..., None] * rate  # dW = −σ W'(σ) dλ
     parts = np.einsum("pqd,kpq->pkd", density, basis(rows, tau))
-    total: Array = np.add.reduceat(parts, first)
+    total: Array = np.add.reduceat(parts, np.flatnonzero(np.diff(rows, prepend=-1)))
     return total if coordinates.frame is not None else total[..., 0]
+
+
+def _cut(
+    begin: Array, end: Array, breaks: tuple[float, ...]
+) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Cut intervals of ``σ`` at breaks: where the parts begin, where they end, whose parts they are."""
+    if not breaks:
+        return begin, end, np.arange(len(begin))
+    at = np.clip(breaks, *np.sort([begin, end], axis=0)[..., None])
+    at = np.where((begin > end)[:, None], at[:, ::-1], at)
+    edges = np.concatenate([begin[:, None], at, end[:, None]], axis=1)
+    owner, place = np.nonzero(np.diff(edges))
+    return edges[owner, place], edges[owner, place + 1], owner
 
 
 def _quadrature(middle: Array, width: Array) -> tuple[Array, Array]:

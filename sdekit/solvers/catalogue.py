@@ -8,7 +8,7 @@ from functools import partial
 from ..coordinates import Interpolated, LogData, LogNoise, Native, Noise, Velocity
 from ..grids import balanced, flow_shift, karras, log, power_t, power_theta, uniform_t
 from ..preconditioned import Preconditioned
-from ..reverse import ErEta
+from ..stochasticity import ErEta
 from . import tableaus
 from .adams import Adams
 from .bayesian import BayesianAdams

@@ -15,7 +15,8 @@ import numpy as np
 from ..brownian import Clock, NoiseSource
 from ..coordinates import Coordinates, Points
 from ..grids import karras
-from ..reverse import ErEta, Eta, ReverseCoordinates
+from ..reverse import ReverseCoordinates
+from ..stochasticity import ErEta, Eta, EtaSteps
 from .linear import Draw, Line, LinearScheme, Plan, Runner
 from .rk import OneStep
 from .scheme import Array, Scheme
@@ -76,7 +77,8 @@ class Stochastic(NoisyScheme):
     Args:
         scheme: Scheme of the flow.
         weak_order: Its weak order here, if it is not the lesser of its order and 2.
-        eta: The stochasticity, if it is not that of the problem but the scheme's own.
+        eta: The stochasticity, if it is not that of the problem but the scheme's own: a function of
+            ``σ``, in `LogData` or `Preconditioned`.
 
     Raises:
         TypeError: If the scheme is not linear.
@@ -85,7 +87,11 @@ class Stochastic(NoisyScheme):
     strong_order = 1.0
 
     def __init__(
-        self, scheme: LinearScheme, *, weak_order: float | None = None, eta: ErEta | None = None
+        self,
+        scheme: LinearScheme,
+        *,
+        weak_order: float | None = None,
+        eta: ErEta | EtaSteps | None = None,
     ) -> None:
         if not isinstance(scheme, LinearScheme) or scheme.order is None:
             raise TypeError(

@@ -16,7 +16,8 @@ from math import sqrt
 import numpy as np
 
 from ..coordinates import Coordinates, Points
-from ..reverse import Eta, ReverseCoordinates
+from ..reverse import ReverseCoordinates
+from ..stochasticity import Eta
 from .linear import Draw, Line, Plan
 from .noisy import NoisyScheme
 from .view import AffineView
