@@ -258,3 +258,21 @@ def test_bad_ranges_are_refused(name, arguments, message):
 def test_bad_options_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build(80, 80.0, 0.002)
+
+
+@given(
+    n=st.integers(1, 200),
+    scale=st.floats(0.2, 3.0),
+    power=st.floats(0.4, 2.0),
+    sigma_data=st.sampled_from([0.1, 1.0, 4.0]),
+)
+def test_the_steps_of_balanced_are_equal_shares(n, scale, power, sigma_data):
+    """Of the mean of ``arctan((σ/scale σ_d)^power)`` and ``log σ`` that its formula says."""
+    high, low = 20.0 * sigma_data, 0.01 * sigma_data
+    options = {"sigma_data": sigma_data, "scale": scale, "power": power}
+    grid = grids.balanced(n, high, low, **options)
+    variables = np.arctan((grid / (scale * sigma_data)) ** power), np.log(grid)
+    phi, log = ((v[0] - v) / (v[0] - v[-1]) for v in variables)
+    part = 0.1 + 0.9 * n**2 / (n**2 + 70**2)
+    shares = (1 - part) * phi + part * log
+    np.testing.assert_allclose(shares, np.arange(n + 1) / n, atol=2e-5)
