@@ -40,7 +40,7 @@ def write_sde_plots(cells: Iterable[SdeCell], folder: Path) -> list[Path]:
 def _figure(ratios: WeakRatios) -> Figure:
     columns = min(3, len(ratios.problems))
     rows = -(-len(ratios.problems) // columns)
-    figure, panels = panels_of(columns, rows, (2.9, 2.6), 1.45, _NOTE)
+    figure, panels = panels_of(columns, rows, (2.9, 2.6), 1.75, _NOTE)
     for axes in panels[len(ratios.problems) :]:
         axes.set_axis_off()
     for i, (axes, problem) in enumerate(zip(panels, ratios.problems, strict=False)):
