@@ -81,10 +81,24 @@ def setting(ratios: WeakRatios) -> str:
     )
 
 
+def digits(_: WeakRatios) -> str:
+    """Errors on the digits network, as multiples of the floor."""
+    record = json.loads((RESULTS / "digits_sde.json").read_text(encoding="utf-8"))
+    floor = sum(record["floors"]) / len(record["floors"])
+    found: dict[tuple[str, float], dict[int, float]] = {}
+    for cell in record["cells"]:
+        found.setdefault((cell["method"], cell["eta"]), {})[cell["nfe"]] = cell["error"] / floor
+    budgets = next(iter(found.values()))
+    rows = [("method", "η", *(f"{n} NFE" for n in budgets))]
+    for (name, eta), errors in found.items():
+        rows.append((f"`{name}`", f"{eta:g}", *map(number, errors.values())))
+    return table(rows)
+
+
 def write_all() -> None:
     """Write every part."""
     ratios = WeakRatios(read_sdes(RESULTS / "sde.json"))
     FOLDER.mkdir(exist_ok=True)
-    for part in (errors, verdicts, ranking, setting):
+    for part in (errors, verdicts, ranking, setting, digits):
         path = FOLDER / f"weak_{part.__name__}.md"
         path.write_text(part(ratios) + "\n", encoding="utf-8")
