@@ -109,7 +109,7 @@ class FixedBatch:
 
     Args:
         func: ``(x_hat, sigma) -> x0_hat``.
-        size: Samples of a call.
+        size: Samples of a call; `sdekit.fit_batch` finds one for a budget of memory.
 
     Raises:
         ValueError: If ``size`` is not positive, or the denoiser has conditioning per sample: that goes
