@@ -15,6 +15,34 @@ class SolveError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class StepReport:
+    """A step of a solve on a fixed grid, as a callback is told of it.
+
+    The tensors are the callback's own: what it does to them changes nothing.
+
+    Attributes:
+        number: Steps taken so far, this one included: 1 for the first.
+        steps: Number of steps of the solve.
+        start: Noise level, or time, from which the step was taken.
+        level: Noise level, or time, where it ended; that of ``x``.
+        x: State of the process after the step, ``(B, *event)``.
+        denoised: What the denoiser said first in this step: ``D`` at the state that the step started
+            from, or at its first stage where that is another (``sea_w``, churn). Methods with a
+            corrector start a step from what they predicted, and correct it with this. ``None`` for a
+            general SDE, which has no denoiser.
+        denoised_at: The noise level ``σ`` at which it was asked, a tensor of shape ``()``.
+    """
+
+    number: int
+    steps: int
+    start: float
+    level: float
+    x: Tensor = field(repr=False)
+    denoised: Tensor | None = field(repr=False)
+    denoised_at: Tensor | None
+
+
+@dataclass(frozen=True)
 class Stats:
     """Work done by a solve.
 

@@ -25,6 +25,7 @@ def integrate_fixed(
     progress: bool,
     repeatable: bool,
     checkpoint: bool = False,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> list[Tensor]:
     """Integrate over a grid; no value of a tensor is read by the host inside the loop.
 
@@ -38,6 +39,7 @@ def integrate_fixed(
         repeatable: Whether the same steps can be taken again, so that no step has to be checked
             before one is known to have failed.
         checkpoint: Whether gradients take steps again instead of keeping what they computed.
+        on_step: Called after each step, with its number and the state it ended in.
 
     Returns:
         The final state, after the states before it if they were kept.
@@ -52,7 +54,11 @@ def integrate_fixed(
         _check_replayable(step)
 
     def solve(
-        u: Tensor, checked: Collection[int], *, replayed: bool = False
+        u: Tensor,
+        checked: Collection[int],
+        *,
+        replayed: bool = False,
+        tell: Callable[[int, Tensor], None] | None = on_step,
     ) -> tuple[list[Tensor], list[Tensor]]:
         states, sums = [], [_sums(u)] if -1 in checked else []
         # tqdm only where it is asked for: it costs as much as a step of small states.
@@ -67,6 +73,8 @@ def integrate_fixed(
                 states.append(u if torch.is_grad_enabled() else u.clone())
             if bar is not None:
                 bar.update()
+            if tell is not None:
+                tell(n, u)
 
         if replayed:
             assert isinstance(step, Runner)
@@ -90,7 +98,7 @@ def integrate_fixed(
         return states
     if repeatable:
         with torch.no_grad():
-            _, sums = solve(u, range(-1, steps))
+            _, sums = solve(u, range(-1, steps), tell=None)
     _raise_if_not_finite(torch.stack(sums).numpy(force=True), grid, symbol)
     raise SolveError("the final state is not finite; solving again, it was: the denoiser varies")
 

@@ -20,8 +20,9 @@ from ..affine import AffineSDE
 from ..brownian import NoiseSource
 from ..clock import TIME
 from ..coordinates import Coordinates, Noise, Points
-from ..denoisers import model_of
+from ..denoisers import layers, model_of
 from ..sde import ProbabilityFlow, ReverseSDE, check_output, diffuse, noise_kind
+from ..wrapper import Wrapper
 
 Array = NDArray[np.float64]
 Problem: TypeAlias = ProbabilityFlow | ReverseSDE
@@ -68,7 +69,7 @@ class View(ABC):
 
     Attributes:
         problem: The problem.
-        nfe: Calls of the denoiser (or score) so far.
+        nfe: Evaluations of the network (or score) so far, for each sample.
         coordinates: Host-side coordinates.
         symbol: What the grid is made of, for messages: ``"σ"`` or ``"t"``.
     """
@@ -80,6 +81,7 @@ class View(ABC):
         self.problem = problem
         self.like = like
         self.nfe = 0
+        self.wrappers = [f for f in layers(problem.model) if isinstance(f, Wrapper)]
 
     def _on_device(self, values: Array) -> Tensor:
         return torch.as_tensor(values, dtype=self.like.dtype).to(self.like.device)
@@ -225,13 +227,16 @@ class AffineView(View):
         return self._on_device(values).reshape(-1, *event)
 
     def denoise(self, z: Tensor, sigma: Tensor, samples: Samples = None) -> Tensor:
-        """Call the denoiser, count the call, and return the result in the state's dtype.
+        """Call the denoiser, count its evaluations, and return the result in the state's dtype.
 
         Raises:
             ValueError: If the denoiser returns another shape, or changes its input in place.
             TypeError: If it does not return a tensor.
         """
-        self.nfe += 1
+        count = 1
+        for wrapper in self.wrappers:
+            count *= wrapper.evaluations(sigma)
+        self.nfe += count
         x_hat = self._out_of_frame(z)
         compiling = torch.compiler.is_compiling()
         watched = [] if compiling else [t for t in (x_hat, sigma) if not t.is_inference()]
