@@ -75,21 +75,33 @@ def named_solver(method: str | Solver) -> Solver:
     )
 
 
-def default_method(*, flow: bool, affine: bool, adaptive: bool, eta: float = 0.0) -> str:
+def default_method(
+    *, flow: bool, affine: bool, adaptive: bool, eta: float = 0.0, guided: bool = False
+) -> str:
     """Return the name of the method taken when none is given."""
     if not flow:
         if not affine:
             return "euler_maruyama_t"
         if adaptive:
             return "shark_theta"
-        return "sea_w_theta" if eta == 1 else "stochastic_adams2"
+        # Guided scores are no martingales, not even with η = 1, which sea_w_theta rests on.
+        return "sea_w_theta" if eta == 1 and not guided else "stochastic_adams2"
     if not affine:
         return "dopri5_t" if adaptive else "adams2_t"
-    return "variable_adams" if adaptive else "bayesian_adams"
+    if adaptive:
+        return "variable_adams"
+    # The prior of bayesian_adams is one of fields that are not steepened.
+    return "adams2" if guided else "bayesian_adams"
 
 
 def choose_solver(
-    method: str | Solver | None, *, flow: bool, affine: bool, adaptive: bool, eta: float
+    method: str | Solver | None,
+    *,
+    flow: bool,
+    affine: bool,
+    adaptive: bool,
+    eta: float,
+    guided: bool,
 ) -> Solver:
     """Resolve a method name, or take the default one.
 
@@ -99,13 +111,14 @@ def choose_solver(
         affine: Whether the process is affine.
         adaptive: Whether a tolerance is given.
         eta: Stochasticity of the problem.
+        guided: Whether its model is made of others by a `Wrapper`.
 
     Raises:
         TypeError: If the method is neither a name nor a `Solver`.
         ValueError: If the name is unknown or the method does not fit the problem.
     """
     if method is None:
-        method = default_method(flow=flow, affine=affine, adaptive=adaptive, eta=eta)
+        method = default_method(flow=flow, affine=affine, adaptive=adaptive, eta=eta, guided=guided)
     solver = named_solver(method)
     name, scheme = repr(method) if isinstance(method, str) else "this solver", solver.scheme
     if flow and scheme.solves != "flow":

@@ -31,6 +31,7 @@ from .solvers.exponential import ExponentialRK
 from .solvers.march import Tolerances
 from .solvers.registry import Solver
 from .stepping import march_of
+from .wrapper import evaluations
 
 __all__ = ["Density", "Likelihood", "log_likelihood"]
 
@@ -185,13 +186,14 @@ def log_likelihood(
     else:
         view = AugmentedGeneral(problem, x, probes)
     start, end = map(float, view.tau(grid))
+    each = evaluations(problem.model)
     work = integrate_adaptive(
         march_of(solver.scheme, view, tolerances),
         view.join(view.entrance(grid[0], unscaled=False)(x)),
         start,
         end,
         per_sample=per_sample,
-        max_nfe=check_steps(max_nfe, "max_nfe") - calls,
+        max_nfe=(check_steps(max_nfe, "max_nfe") - calls) // each,
         progress=progress,
     )
     u, columns = view.split(work.u)
@@ -209,7 +211,7 @@ def log_likelihood(
         )
     stopped = np.broadcast_to(work.exhausted, len(x))
     unknown = torch.as_tensor(stopped.copy(), device=x.device)
-    nfe = np.broadcast_to(work.nfe + calls, len(x))
+    nfe = np.broadcast_to(work.nfe * each + calls, len(x))
     outcome: dict[str, str] = {}
     if stopped.any():
         outcome = {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise
+from .denoisers import layers
 from .inputs import (
     Array,
     check_ending,
@@ -25,6 +26,7 @@ from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
 from .solvers.scheme import Step
 from .solvers.view import AffineView, GeneralView, Map, Problem, View
+from .wrapper import Wrapper, evaluations
 
 
 def set_up(
@@ -41,7 +43,7 @@ def set_up(
     sigma_range: tuple[float, float] | None = None,
     reversible: bool = True,
 ) -> tuple[Solver, View, Array, int]:
-    """Check what is asked for; return the solver, the view, the grid and the calls already made.
+    """Check what is asked for; return the solver, the view, the grid and the evaluations already made.
 
     The arguments are those of `sdekit.solve`, and ``x`` is read for its kind and shape only;
     ``sigma_range`` is that of a grid of ``steps``, by default the process's, and ``reversible`` whether
@@ -51,7 +53,14 @@ def set_up(
     check_state(x)
     check_ending(ending)
     flow, affine = isinstance(problem, ProbabilityFlow), isinstance(problem.sde, AffineSDE)
-    solver = choose_solver(method, flow=flow, affine=affine, adaptive=adaptive, eta=problem.eta)
+    solver = choose_solver(
+        method,
+        flow=flow,
+        affine=affine,
+        adaptive=adaptive,
+        eta=problem.eta,
+        guided=any(isinstance(part, Wrapper) for part in layers(problem.model)),
+    )
 
     if steps is not None:
         check_steps(steps)
@@ -71,7 +80,16 @@ def set_up(
     )
     view: View = AffineView(problem, solver.coordinates, x) if affine else GeneralView(problem, x)
     check_start(view, grid, stochastic=solver.scheme.stochastic)
-    return solver, view, grid, calls
+    return solver, view, grid, calls * evaluations(problem.model)
+
+
+def check_like(x: Tensor, like: Tensor) -> None:
+    """Refuse a state that differs from another in anything but the number of samples."""
+    if (x.shape[1:], x.dtype, x.device) != (like.shape[1:], like.dtype, like.device):
+        raise ValueError(
+            f"x is {tuple(x.shape)}, {x.dtype}, on {x.device}; this was prepared for samples of "
+            f"shape {tuple(like.shape[1:])}, {like.dtype}, on {like.device}"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,12 +117,7 @@ class Prepared:
             SolveError: If a state becomes non-finite. Compiled, or captured in a CUDA graph, the
                 loop cannot stop to look, and returns what it has.
         """
-        like = self._like
-        if (x.shape[1:], x.dtype, x.device) != (like.shape[1:], like.dtype, like.device):
-            raise ValueError(
-                f"x is {tuple(x.shape)}, {x.dtype}, on {x.device}; this was prepared for samples of "
-                f"shape {tuple(like.shape[1:])}, {like.dtype}, on {like.device}"
-            )
+        check_like(x, self._like)
         (state,) = integrate_fixed(
             self._step,
             self._entrance(x),

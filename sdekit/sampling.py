@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from .denoisers import trained_range
 from .inputs import check_rows, check_steps, check_tolerances, named_solver, noise_source
 from .prepared import set_up
 from .sde import Model, ReverseSDE
-from .solution import Solution, SolveError, Stats
+from .solution import Solution, SolveError, Stats, StepReport
 from .solvers.fixed import integrate_fixed
 from .solvers.march import Tolerances
 from .solvers.registry import Solver
 from .solvers.view import Problem
 from .stepping import solve_adaptively
+from .watching import watched
+from .wrapper import evaluations
 
 Array = NDArray[np.float64]
 
@@ -45,6 +47,7 @@ def solve(
     max_nfe: int = 100_000,
     checkpoint: bool = False,
     progress: bool = False,
+    callback: Callable[[StepReport], object] | None = None,
 ) -> Solution:
     """Solve a probability flow or a reverse SDE.
 
@@ -62,7 +65,8 @@ def solve(
         method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
             known: ``"bayesian_adams"`` on a fixed grid, ``"variable_adams"`` with a tolerance; for a
             reverse SDE ``"sea_w_theta"`` if ``η = 1``, else ``"stochastic_adams2"``, and with a
-            tolerance ``"shark_theta"``; for a general SDE ``"adams2_t"``, ``"dopri5_t"`` and
+            tolerance ``"shark_theta"``; for a model made by a wrapper of guidance ``"adams2"`` and
+            ``"stochastic_adams2"``; for a general SDE ``"adams2_t"``, ``"dopri5_t"`` and
             ``"euler_maruyama_t"``.
         steps: Number of steps, one to ``σ = 0`` included. A method of one evaluation per step makes
             no more calls than this; one that estimates ``sigma_data`` takes a step less.
@@ -95,6 +99,8 @@ def solve(
             them computed: memory then does not grow with the number of steps. Adaptive steps are
             searched without gradients and taken once more, which is not counted.
         progress: Whether to show a progress bar after two seconds.
+        callback: Called after every step of a fixed grid, with a `StepReport`; what it returns is
+            ignored. What it raises ends the solve.
 
     Returns:
         The `Solution`.
@@ -109,6 +115,11 @@ def solve(
         raise ValueError(f"stepping = {stepping!r}; it must be 'sample' or 'batch'")
     if rtol is None and (dense or stepping == "batch"):
         raise ValueError("dense= and stepping= are about adaptive steps; give rtol=")
+    if rtol is not None and callback is not None:
+        raise ValueError(
+            "callback= is told of the steps of a grid; with rtol= samples step on their own, and there "
+            "is no step that all of them take. Give steps=, or dense=True for the states between"
+        )
     if rtol is not None and checkpoint and isinstance(problem, ReverseSDE):
         raise ValueError("checkpoint=True takes steps again, and needs a deterministic method")
     if rtol is not None and isinstance(problem, ReverseSDE) and (dense or trajectory):
@@ -132,6 +143,7 @@ def solve(
     output, stopped = None, np.array([])
     if rtol is not None:
         check_rows(problem.model, x, per_sample=stepping == "sample")
+        each = evaluations(problem.model)
         solved = solve_adaptively(
             solver.scheme,
             view,
@@ -139,7 +151,7 @@ def solve(
             grid,
             Tolerances(*check_tolerances(rtol, atol, x.dtype)),
             ending=ending,
-            max_nfe=check_steps(max_nfe, "max_nfe") - calls,
+            max_nfe=(check_steps(max_nfe, "max_nfe") - calls) // each,
             per_sample=stepping == "sample",
             trajectory=trajectory,
             dense=dense,
@@ -148,7 +160,7 @@ def solve(
             noise=source,
         )
         final, path, output, work = solved.x, solved.trajectory, solved.dense, solved.work
-        nfe = np.broadcast_to(work.nfe + calls, len(x))
+        nfe = np.broadcast_to(work.nfe * each + calls, len(x))
         stats = Stats(int(work.steps.max(initial=0)), nfe, int(work.rejected.sum()))
         stopped = np.flatnonzero(np.broadcast_to(work.exhausted, len(x)))
     else:
@@ -162,6 +174,7 @@ def solve(
             progress=progress,
             repeatable=not solver.scheme.stochastic,
             checkpoint=checkpoint,
+            on_step=None if callback is None else watched(view, grid, unscaled, callback),
         )
         levels = grid[-len(us) :, None]
         states = [
@@ -207,6 +220,7 @@ def sample(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
+    callback: Callable[[StepReport], object] | None = None,
 ) -> Tensor:
     """Draw samples: start from pure noise and solve down to the data, without gradients.
 
@@ -233,6 +247,7 @@ def sample(
         device: Device of the samples.
         dtype: Dtype of the solver's state, float32 or float64.
         progress: Whether to show a progress bar after two seconds.
+        callback: Called after every step; see `solve`.
 
     Returns:
         The samples, ``shape``, at the scale of the process where the solve ends.
@@ -287,6 +302,7 @@ def sample(
         ending=ending,
         noise=noise,
         progress=progress,
+        callback=callback,
     )
     if solution.status != "success":
         raise SolveError(solution.message)

@@ -1,6 +1,7 @@
 """Data laws whose score, denoiser and samples are known in closed form at every noise level."""
 
 from sdekit.distributions.base import Distribution
+from sdekit.distributions.conditional import LabelledMixture, posterior
 from sdekit.distributions.mixture import Empirical, Gaussian, GaussianMixture
 from sdekit.distributions.product import Product
 from sdekit.distributions.transition import ReverseTransition
@@ -10,6 +11,8 @@ __all__ = [
     "Empirical",
     "Gaussian",
     "GaussianMixture",
+    "LabelledMixture",
     "Product",
     "ReverseTransition",
+    "posterior",
 ]
