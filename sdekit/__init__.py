@@ -1,6 +1,16 @@
 """sdekit: solve the differential equations of diffusion models, and know how wrong each answer is."""
 
-from . import distributions, eta, grids
+from . import distributions, eta, grids, parallel
+from .adapters import (
+    NetworkDenoiser,
+    fit_batch,
+    from_azula,
+    from_diffusers,
+    from_edm,
+    from_k_diffusion,
+    from_score_sde,
+    levels,
+)
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise, NoiseSource, TorchsdeNoise
 from .chains import Chain, langevin, ncsn_epsilon, ncsn_levels
@@ -14,6 +24,8 @@ from .encoding import encode
 from .equidistribute import Pilot, equidistribute, run_pilot
 from .fitted import FittedGrid
 from .forward import simulate
+from .guidance import ClassifierFree, ClassifierGuided, cfg_plus_plus
+from .inverse import DPS, LinearObservation, MaskedObservation, PiGDM, Replaced
 from .likelihood import Likelihood, log_likelihood
 from .path import BrownianPath
 from .preconditioned import GaussianPreconditioned, Preconditioned
@@ -21,7 +33,7 @@ from .prepared import Prepared, prepare
 from .processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
 from .sampling import sample, solve
 from .sde import ForwardSDE, ProbabilityFlow, ReverseSDE
-from .solution import Solution, SolveError, Stats
+from .solution import Solution, SolveError, Stats, StepReport
 from .solvers import tableaus
 from .solvers.adams import Adams
 from .solvers.bayesian import BayesianAdams, Prior
@@ -42,11 +54,15 @@ from .solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion
 from .solvers.stochastic_rk import NoiseTableau, StochasticRK
 from .solvers.tableaus import Tableau
 from .solvers.variable_adams import VariableAdams
+from .stepwise import Query, State, Stepwise, stepwise
 from .stochasticity import EtaSteps
+from .thresholding import DynamicThreshold, StaticThreshold
+from .weights import load_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPS",
     "EDM",
     "IPNDM",
     "VE",
@@ -60,6 +76,8 @@ __all__ = [
     "BrownianPath",
     "Chain",
     "Churn",
+    "ClassifierFree",
+    "ClassifierGuided",
     "Clock",
     "Conditioned",
     "Controller",
@@ -69,6 +87,7 @@ __all__ = [
     "DPMSinglestep",
     "DiscreteVP",
     "Divergence",
+    "DynamicThreshold",
     "EDMDenoiser",
     "Empirical",
     "EtaSteps",
@@ -90,14 +109,18 @@ __all__ = [
     "Interpolated",
     "LangevinCorrector",
     "Likelihood",
+    "LinearObservation",
     "LogData",
     "LogNoise",
+    "MaskedObservation",
     "Method",
     "Milstein",
     "Native",
+    "NetworkDenoiser",
     "Noise",
     "NoiseSource",
     "NoiseTableau",
+    "PiGDM",
     "Pilot",
     "Preconditioned",
     "PredictorCorrector",
@@ -105,7 +128,9 @@ __all__ = [
     "Prior",
     "ProbabilityFlow",
     "Product",
+    "Query",
     "RectifiedFlow",
+    "Replaced",
     "Restart",
     "ReverseDiffusion",
     "ReverseSDE",
@@ -114,7 +139,11 @@ __all__ = [
     "Solution",
     "SolveError",
     "Solver",
+    "State",
+    "StaticThreshold",
     "Stats",
+    "StepReport",
+    "Stepwise",
     "Stochastic",
     "StochasticRK",
     "SubVP",
@@ -123,21 +152,32 @@ __all__ = [
     "UniPC",
     "VariableAdams",
     "Velocity",
+    "cfg_plus_plus",
     "distributions",
     "encode",
     "equidistribute",
     "eta",
+    "fit_batch",
+    "from_azula",
+    "from_diffusers",
+    "from_edm",
+    "from_k_diffusion",
+    "from_score_sde",
     "grids",
     "langevin",
+    "levels",
     "load_digits_denoiser",
+    "load_weights",
     "log_likelihood",
     "methods",
     "ncsn_epsilon",
     "ncsn_levels",
+    "parallel",
     "prepare",
     "run_pilot",
     "sample",
     "simulate",
     "solve",
+    "stepwise",
     "tableaus",
 ]

@@ -1,34 +1,41 @@
-"""The command line: ``sdekit list`` and ``sdekit bench``."""
+"""The command line: ``sdekit sample``, ``sdekit list`` and ``sdekit bench``."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, TypeVar
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .bench import Config, run_benchmark, write_results
+from .bench.cells import CellStore
 from .bench.plots import write_plots
 from .bench.problems import SUITES, check_problem_name
 from .bench.report import print_report
 from .bench.runner import QUICK
-from .bench.sde import EXACT, SdeConfig, run_sdes
+from .bench.sde import EXACT, SdeCell, SdeConfig, run_sdes
 from .bench.sde import QUICK as QUICK_SDES
 from .bench.sde_plots import write_sde_plots
 from .bench.sde_report import print_sde_report
 from .bench.store import write_sdes, write_suite, write_tolerances
-from .bench.suite import HEATS, SuiteConfig, run_suite
+from .bench.suite import HEATS, SuiteConfig, SuiteStore, run_suite
 from .bench.suite_plots import write_suite_plots
 from .bench.suite_report import print_suite_report
 from .bench.tolerance import QUICK as QUICK_TOLERANCES
-from .bench.tolerance import ToleranceConfig, run_tolerances
+from .bench.tolerance import ToleranceCell, ToleranceConfig, run_tolerances
 from .bench.tolerance_report import print_tolerance_report
+from .sample_cli import sample
 from .solvers.registry import methods as registered
+from .terminal import console, refuse, words
+from .workers import torchrun
+
+ConfigT = TypeVar("ConfigT", SuiteConfig, SdeConfig, ToleranceConfig)
 
 _SUITES = tuple(name for name in SUITES if name != "quick")
 
@@ -37,22 +44,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
-
-def _console(width: int = 110) -> Console:
-    """Return a console that does not squeeze tables into 80 columns in a pipe or a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """Parse a comma-separated list, each entry once."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+app.command()(sample)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        numbers = tuple(int(word) for word in _words(text))
+        numbers = tuple(int(word) for word in words(text))
     except ValueError:
         raise ValueError(f"--nfe takes whole numbers, as in 10,20,40; got {text!r}") from None
     if min(numbers, default=1) < 1:
@@ -60,16 +57,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _refuse(message: object) -> NoReturn:
-    """End with one line and exit code 2."""
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2) from None
-
-
 @app.command("list")
 def list_methods() -> None:
     """Show every method: what it is made of, its orders, its cost and its source."""
-    console = _console(120)
+    out = console(120)
     for title, columns, rows in registered().tables():
         table = Table(
             box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
@@ -79,8 +70,8 @@ def list_methods() -> None:
             table.add_column(heading, no_wrap=column != "source", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
 
 
 @app.command()
@@ -91,7 +82,8 @@ def bench(
             help="'ode': all deterministic methods against those of diffusers and azula (hours). "
             "'adaptive': the cost of an error, against torchdiffeq, scipy and DPM-Solver (an hour). "
             "'sde': the law of the samples of all stochastic methods, against diffusers, azula and "
-            "torchsde (half an hour). All go on where they were stopped."
+            "torchsde (half an hour). All go on where they were stopped; ranks of torchrun share "
+            "the problems."
         ),
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and budgets.")] = False,
@@ -122,18 +114,18 @@ def bench(
     torch.set_num_threads(1)
     if suite == "adaptive":
         if nfe:
-            _refuse("--nfe goes without --suite adaptive, which runs over tolerances")
+            refuse("--nfe goes without --suite adaptive, which runs over tolerances")
         folder = out or Path("results/adaptive")
-        _tolerances(quick, folder, _words(problems), _words(methods), seed, peers)
+        _tolerances(quick, folder, words(problems), words(methods), seed, peers)
         return
     if suite:
         if methods:
-            _refuse(f"--methods goes without --suite {suite}, which runs all")
+            refuse(f"--methods goes without --suite {suite}, which runs all")
         if suite not in _SUITES:
-            _refuse(f"unknown suite {suite!r}; there is {', '.join(map(repr, _SUITES))}")
+            refuse(f"unknown suite {suite!r}; there is {', '.join(map(repr, _SUITES))}")
         missing = [package for package in ("diffusers", "azula") if find_spec(package) is None]
         if peers and missing:
-            _refuse(
+            refuse(
                 f"the suite runs {' and '.join(missing)}, not installed here: pip install "
                 "'sdekit[bench]', or leave the peers out by --no-peers"
             )
@@ -147,28 +139,39 @@ def bench(
             peers,
         )
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        refuse("without --suite there is nothing to share: run this without torchrun")
     out = out or Path("results/bench")
     config = QUICK if quick else Config()
-    chosen = _words(methods) or config.methods
+    chosen = words(methods) or config.methods
     if chosen == ("all",):
         chosen = tuple(name for name, method in registered().items() if method.deterministic)
     try:
         config = replace(
             config,
-            problems=_words(problems) or config.problems,
+            problems=words(problems) or config.problems,
             methods=chosen,
             budgets=_numbers(nfe) or config.budgets,
             seed=seed,
         )
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
     out.mkdir(parents=True, exist_ok=True)  # now, not after minutes of work
     results = run_benchmark(config, progress=True)
-    print_report(results, _console())
+    print_report(results, console())
     written = out / "results.json"
     write_results(results, written)
     pictures = write_plots(results, out)
     typer.echo("\n".join(f"{path}" for path in (written, *pictures)))
+
+
+def _share(config: ConfigT, run: Callable[[ConfigT, bool], object]) -> None:
+    """Run the problems that fall to this rank of ``torchrun``; only the first rank comes back."""
+    with torchrun() as team:
+        run(replace(config, problems=tuple(team.share(config.problems))), team.rank == 0)
+        team.wait()
+        if team.rank > 0:
+            raise typer.Exit
 
 
 def _tolerances(
@@ -181,6 +184,7 @@ def _tolerances(
 ) -> None:
     """Run what is missing of the suite of adaptive methods and report on all of it."""
     config = QUICK_TOLERANCES if quick else ToleranceConfig()
+    cells = out / "cells"
     if methods == ("all",):
         methods = tuple(
             name
@@ -196,9 +200,10 @@ def _tolerances(
             peers=peers,
         )
     except ValueError as error:
-        _refuse(error)
-    store = run_tolerances(config, out / "cells", anew=methods, progress=True)
-    print_tolerance_report(store.of(config.problems), _console())
+        refuse(error)
+    _share(config, lambda part, bar: run_tolerances(part, cells, anew=methods, progress=bar))
+    store = CellStore(cells, ToleranceCell, samples=config.samples, seed=config.seed)
+    print_tolerance_report(store.of(config.problems), console())
     written = out / "adaptive.json"
     write_tolerances(config, store, written)
     typer.echo(f"{written}")
@@ -210,16 +215,17 @@ def _sdes(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: boo
     try:
         config = replace(
             config,
-            problems=_words(problems) or config.problems,
+            problems=words(problems) or config.problems,
             budgets=_numbers(nfe) or config.budgets,
             seed=seed,
             peers=peers,
         )
     except ValueError as error:
-        _refuse(error)
-    store = run_sdes(config, out / "cells", progress=True)
+        refuse(error)
+    _share(config, lambda part, bar: run_sdes(part, out / "cells", progress=bar))
+    store = CellStore(out / "cells", SdeCell, samples=config.samples, seed=config.seed)
     cells = [c for c in store.of(config.problems) if c.group == EXACT or c.budget in config.budgets]
-    print_sde_report(cells, _console())
+    print_sde_report(cells, console())
     written = out / "sde.json"
     write_sdes(config, cells, written)
     pictures = write_sde_plots(cells, out)
@@ -232,15 +238,16 @@ def _suite(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bo
     if quick:
         config = replace(config, budgets=HEATS, samples=8)
     try:
-        chosen = _words(problems) or config.problems
+        chosen = words(problems) or config.problems
         for problem in chosen:
             check_problem_name(problem)
         config = replace(config, problems=chosen, budgets=_numbers(nfe) or config.budgets)
     except ValueError as error:
-        _refuse(error)
-    cells = run_suite(config, out / "cells", progress=True)
-    cells = [cell for cell in cells if cell.budget in config.budgets]
-    print_suite_report(cells, _console())
+        refuse(error)
+    _share(config, lambda part, bar: run_suite(part, out / "cells", progress=bar))
+    store = SuiteStore(out / "cells", config)
+    cells = [cell for cell in store.of(config.problems) if cell.budget in config.budgets]
+    print_suite_report(cells, console())
     written = out / "suite.json"
     write_suite(config, cells, written)
     pictures = write_suite_plots(cells, out)
