@@ -343,6 +343,8 @@ class _Request:
 class _Counted(Wrapper):
     """A denoiser that counts the samples it is given, also by its copies for some of them."""
 
+    guides = False
+
     def __init__(self, func: Model) -> None:
         super().__init__(func)
         self.calls: list[int] = []

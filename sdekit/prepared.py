@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise
-from .denoisers import layers
 from .inputs import (
     Array,
     check_ending,
@@ -26,7 +25,7 @@ from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
 from .solvers.scheme import Step
 from .solvers.view import AffineView, GeneralView, Map, Problem, View
-from .wrapper import Wrapper, evaluations
+from .wrapper import evaluations, is_guided
 
 
 def set_up(
@@ -59,7 +58,7 @@ def set_up(
         affine=affine,
         adaptive=adaptive,
         eta=problem.eta,
-        guided=any(isinstance(part, Wrapper) for part in layers(problem.model)),
+        guided=is_guided(problem.model),
     )
 
     if steps is not None:

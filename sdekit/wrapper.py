@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .denoisers import Conditioned, layers, model_of
 
-__all__ = ["Wrapper", "evaluations"]
+__all__ = ["Wrapper", "evaluations", "is_guided"]
 
 Sigma: TypeAlias = float | Tensor
 Self = TypeVar("Self", bound="Wrapper")
@@ -29,6 +29,9 @@ class Wrapper(Conditioned):
     Args:
         func: The inner denoiser, ``(x_hat, sigma, **conditioning) -> x0_hat``.
     """
+
+    # Whether the result is another field, steeper maybe, for which another method is the default.
+    guides = True
 
     def __init__(self, func: Callable[..., Tensor]) -> None:
         if not callable(func):
@@ -60,6 +63,11 @@ def evaluations(denoiser: Callable[..., Tensor], sigma: Sigma | None = None) -> 
         sigma: The noise level of the call; see `Wrapper.evaluations`.
     """
     return math.prod(f.evaluations(sigma) for f in layers(denoiser) if isinstance(f, Wrapper))
+
+
+def is_guided(denoiser: Callable[..., Tensor]) -> bool:
+    """Whether a denoiser is made of others by a `Wrapper` that guides."""
+    return any(isinstance(part, Wrapper) and part.guides for part in layers(denoiser))
 
 
 def check_scale(scale: float) -> None:

@@ -21,7 +21,8 @@ def test_weights_are_posterior_means_of_integrals():
     prior, memory = sk.Prior(), 3
     theta, forward, backward = rows(sk.BayesianAdams(memory), sk.grids.theta(5, 20.0, 0.1))
     amplitude = theta / (theta + prior.knee)
-    noise = _JITTER * amplitude**2
+    length = np.log((theta[0] + prior.offset) / (theta[-1] + prior.offset)) / (5 * prior.length)
+    noise = (_JITTER + (length / prior.misfit) ** 8) * amplitude**2
     for n in range(5):
         fine = np.linspace(theta[n], theta[n + 1], 4001)
         trapezoid = np.full(4001, (theta[n + 1] - theta[n]) / 4000)
@@ -51,9 +52,32 @@ def test_noise_of_the_network_keeps_weights_small():
             np.abs(row).sum() / step for row, step in zip(forward, -np.diff(theta), strict=True)
         )
 
-    assert largest(sk.BayesianAdams()) > 1e4
-    assert largest(sk.BayesianAdams(prior=sk.Prior(noise=1e-8))) < 500
-    assert largest(sk.BayesianAdams(prior=sk.Prior(noise=1e-4))) < 20
+    def of(**options):
+        return largest(sk.BayesianAdams(prior=sk.Prior(**options)))
+
+    assert of(misfit=np.inf) > 1e4
+    assert of(misfit=np.inf, noise=1e-8) < 500
+    assert of(misfit=np.inf, noise=1e-4) < 20
+    assert of() < 20
+
+
+def test_the_misfit_of_the_prior_keeps_a_long_range_stable():
+    """The trained network in 30 steps over σ from 157 to 0.01, as of DDPM, with a low ``σ_d``."""
+    denoiser = sk.load_digits_denoiser(dtype=torch.float64)
+    flow = sk.EDM().probability_flow(denoiser)
+    x = 157 * torch.randn((16, 1, 8, 8), generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        exact = sk.solve(flow, x, sigmas=[157.0, 0.01], rtol=1e-7).x
+
+        def error(misfit):
+            scheme = sk.BayesianAdams(prior=sk.Prior(misfit=misfit))
+            solver = sk.Solver(scheme, sk.Preconditioned(), sk.grids.balanced)
+            sigmas = sk.grids.balanced(30, 157.0, 0.01, sigma_data=0.45)
+            solved = sk.solve(flow, x, method=solver, sigmas=sigmas, sigma_data=0.45).x
+            return float((solved - exact).square().mean().sqrt())
+
+        assert error(sk.Prior().misfit) < 0.005
+        assert error(np.inf) > 0.01
 
 
 def test_stiffness_is_what_helps_on_a_network():

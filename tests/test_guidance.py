@@ -221,9 +221,9 @@ def test_the_default_holds_for_steep_fields():
     exact = sk.solve(flow, start, rtol=1e-8).x
 
     def error(**options):
-        return float((sk.solve(flow, start, steps=20, **options).x - exact).square().mean().sqrt())
+        return float((sk.solve(flow, start, steps=10, **options).x - exact).square().mean().sqrt())
 
-    assert error() == error(method="adams2") < 0.02
+    assert error() == error(method="adams2") < 0.2
     assert error(method="bayesian_adams") > 1
     reverse = EDM.reverse(model)
     own, named = (

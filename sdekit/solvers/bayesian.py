@@ -37,6 +37,11 @@ class Prior:
         length: Length scale of ``g``.
         knee: ``a``.
         stiffness: ``κ``: an error of the state changes the slope ``F`` by ``κ cot θ`` times as much.
+        misfit: ``ρ``: how long steps are at which the prior is no description of slopes at all. They
+            are taken for observations with noise of variance ``(δ/ρ)⁸``, relative to that of ``F``, for
+            steps of the mean length ``δ`` in ``log(θ + c)``, in units of ``length``. Networks are less
+            smooth than mixtures: without it 20 to 30 steps may be unstable where the range of noise
+            levels is long, or ``σ_d`` is too small.
         noise: Variance of the network's own error, relative to that of ``F``: 1e-8, say, for one in
             half precision, where it keeps weights small on grids that crowd points.
     """
@@ -45,6 +50,7 @@ class Prior:
     length: float = 0.44
     knee: float = 0.08
     stiffness: float = 0.8
+    misfit: float = 0.9
     noise: float = 0.0
 
     def covariance(self, a: Array, b: Array) -> Array:
@@ -126,7 +132,9 @@ class BayesianAdams(LinearScheme):
         def solved(matrix: Array, right: Array) -> Array:
             return np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0], dtype=np.float64)
 
-        noise = (_JITTER + prior.noise) * (theta / (theta + prior.knee)) ** 2
+        length = np.abs(np.diff(np.log(theta[:, [0, -1]] + prior.offset))) / prior.length
+        own = _JITTER + prior.noise + (length / (steps * prior.misfit)) ** 8
+        noise = own * (theta / (theta + prior.knee)) ** 2
         variance = np.zeros(len(theta))  # of the error that the last prediction is expected to have
         forward, backward = [], []
         for n in range(steps):
