@@ -7,6 +7,7 @@ import sdekit
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generate
+import generate_guidance
 import generate_weak
 
 project = "sdekit"
@@ -36,4 +37,5 @@ nitpicky = False
 suppress_warnings = ["ref.any"]
 
 generate.write_all()
+generate_guidance.write_all()
 generate_weak.write_all()
