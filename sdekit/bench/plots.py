@@ -74,7 +74,7 @@ def scheme_colours(results: Results) -> dict[str, str]:
 def _figure(results: Results, names: Sequence[str]) -> Figure:
     colours = scheme_colours(results)
     # In inches: the room right of a panel is for the names of its curves.
-    left, panel, right, bottom, height, above = 0.75, 4.6, 1.75, 0.9, 4.5, 0.4
+    left, panel, right, bottom, height, above = 0.75, 4.6, 2.1, 0.9, 4.5, 0.4
     size = (left + len(names) * (panel + right), bottom + height + above)
     figure = Figure(figsize=size)
     for i, name in enumerate(names):
