@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import AffineSDE
+from .denoisers import layers
 from .digits import load_digits_denoiser
 from .weights import load_weights
 
@@ -53,16 +54,18 @@ def load_model(name: str, weights: Path | None, device: torch.device) -> NamedMo
         denoiser, shape = _from_pipeline(Path(name))
     elif ":" in name:
         denoiser = _made(name)
-        dim = getattr(denoiser, "dim", None)
-        said = getattr(denoiser, "event_shape", (dim,) if isinstance(dim, int) else None)
+        *_, inner = layers(denoiser)
+        dim = getattr(inner, "dim", None)
+        said = getattr(inner, "event_shape", (dim,) if isinstance(dim, int) else None)
         shape = None if said is None else tuple(map(int, said))
     else:
         raise ValueError(f"unknown model {name!r}; it must be {_KNOWN}")
+    *_, inner = layers(denoiser)
     if weights is not None:
-        _fill(denoiser, weights)
-    if isinstance(denoiser, nn.Module):
-        denoiser = denoiser.to(device).eval().requires_grad_(False)
-    process = getattr(denoiser, "process", None)
+        _fill(inner, weights)
+    if isinstance(inner, nn.Module):
+        inner.to(device).eval().requires_grad_(False)
+    process = getattr(inner, "process", None)
     return NamedModel(denoiser, shape, process if isinstance(process, AffineSDE) else None)
 
 

@@ -9,6 +9,7 @@ versions of one law.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .denoisers import Conditioned
+from .denoisers import Conditioned, model_of
 from .wrapper import (
     Sigma,
     Wrapper,
@@ -31,6 +32,9 @@ from .wrapper import (
 )
 
 __all__ = ["ClassifierFree", "ClassifierGuided", "StepScale", "cfg_plus_plus"]
+
+
+_ABOVE = 1 + 1e-6
 
 
 class ClassifierFree(Wrapper):
@@ -102,6 +106,11 @@ class ClassifierFree(Wrapper):
         part.unconditional = pick_rows(self.unconditional, samples)
         return part
 
+    def told(self) -> dict[str, Tensor]:
+        """Both conditionings."""
+        unconditional = {f"unconditional {name}": v for name, v in self.unconditional.items()}
+        return {**self.conditional, **unconditional}
+
     def evaluations(self, sigma: Sigma | None = None) -> int:
         """Two, or one where the result is one of the two denoisers."""
         if not callable(self.scale) and self.scale in (0.0, 1.0):
@@ -112,7 +121,8 @@ class ClassifierFree(Wrapper):
 
     def _guides(self, sigma: float) -> bool:
         assert self.interval is not None
-        return self.interval[0] < sigma <= self.interval[1]
+        # A level in float32 may be a little above or below the bound that it is.
+        return self.interval[0] * _ABOVE < sigma <= self.interval[1] * _ABOVE
 
     def __call__(self, x_hat: Tensor, sigma: Sigma, /, **more: object) -> Tensor:
         """Denoise ``(B, *event)``; ``more`` is conditioning that both halves share.
@@ -138,16 +148,27 @@ class ClassifierFree(Wrapper):
             return self._denoise(x, sigma, told, more)
         B = len(x)
         conditional, unconditional = entries(self.conditional, B), entries(self.unconditional, B)
+        for name, c in conditional.items():
+            if c.shape != unconditional[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(c.shape[1:])} per sample in conditional and "
+                    f"{tuple(unconditional[name].shape[1:])} in unconditional; pad the shorter one"
+                )
         told = {name: torch.cat([c, unconditional[name]]) for name, c in conditional.items()}
         shared = {
             k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == B else v
             for k, v in more.items()
         }
         both = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) and sigma.ndim else sigma
-        D_c, D_u = self.func(torch.cat([x, x]), both, **shared, **told).chunk(2)
+        func = self.func
+        if isinstance(
+            func, Conditioned | functools.partial
+        ):  # what it has for each sample is doubled
+            func = model_of(func, np.r_[:B, :B])
+        D_c, D_u = func(torch.cat([x, x]), both, **shared, **told).chunk(2)
         if callable(self.scale):
             level = sigma if isinstance(sigma, Tensor) else x.new_tensor(sigma)
-            scale: Sigma = per_event(self.scale(level), x)
+            scale: Sigma = per_event(torch.as_tensor(self.scale(level)), x)
         else:
             scale = self.scale
         guided = D_u + scale * (D_c - D_u)
@@ -242,6 +263,10 @@ class StepScale:
         value: What a step adds.
         sigmas: The grid of the solve, strictly decreasing; the last may be 0.
 
+    Attributes:
+        value: What a step adds.
+        sigmas: The grid.
+
     Raises:
         ValueError: If the value is negative or the grid is not as above.
     """
@@ -254,6 +279,7 @@ class StepScale:
                 "sigmas must be the grid of the solve: at least two strictly decreasing noise levels, "
                 f"the last may be 0; got {grid.tolist()}"
             )
+        self.value, self.sigmas = float(value), tuple(grid.tolist())
         grid = grid if grid[-1] == 0 else np.append(grid, 0.0)
         self._log_levels = torch.as_tensor(np.log(grid[:-1]))
         self._scales = torch.as_tensor(value / (1 - grid[1:] / grid[:-1]))

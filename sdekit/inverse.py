@@ -191,6 +191,10 @@ class _Observed(Wrapper, ABC):
         part.observation = self.observation.rows(samples)
         return part
 
+    def told(self) -> dict[str, Tensor]:
+        """The observation."""
+        return {"y": self.observation.y}
+
     @abstractmethod
     def log_prob(self, x0: Tensor, sigma: Sigma) -> Tensor:
         """Return a log-likelihood of denoised samples, ``(B,)``."""
@@ -347,6 +351,10 @@ class Replaced(Wrapper):
         part.y = pick_rows({"y": self.y}, samples)["y"]
         return part
 
+    def told(self) -> dict[str, Tensor]:
+        """What is known."""
+        return {"y": self.y}
+
     def __call__(self, x_hat: Tensor, sigma: Sigma, /, **conditioning: object) -> Tensor:
         """Denoise ``(B, *event)``.
 
@@ -357,7 +365,8 @@ class Replaced(Wrapper):
         if len(self.y) not in (1, len(x_hat)):
             raise ValueError(f"y is for {len(self.y)} samples, the batch has {len(x_hat)}")
         denoised = self.func(x_hat, sigma, **conditioning)
-        return torch.where(self.mask.to(denoised.device), self.y.to(denoised), denoised)
+        mask = own_tensor(self.mask).to(denoised.device)
+        return torch.where(mask, own_like(self.y, denoised), denoised)
 
 
 def check_mask(mask: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise, read_seeds
-from .denoisers import Conditioned, known_sigma_data, layers, trained_range
+from .denoisers import Conditioned, known_sigma_data, layers, model_of, trained_range
+from .guidance import StepScale
 from .inputs import check_state, check_steps
 from .preconditioned import Preconditioned
 from .sampling import sample
@@ -217,13 +219,20 @@ class _Request:
             raise ValueError(f"seed = {self.seed}; it must be one whole number, at least 0")
         if not isinstance(self.process, AffineSDE):
             raise TypeError(f"process is a {type(self.process).__name__}; it must be an affine one")
-        fixed = [f.conditioning for f in layers(self.denoiser) if isinstance(f, Conditioned)]
-        if any(value.ndim and len(value) > 1 for told in fixed for value in told.values()):
-            raise TypeError(
-                "the denoiser is Conditioned for the samples of one batch; give conditioning={name: a "
-                "tensor for all samples, or a function of their indices}"
-            )
+        for part in layers(self.denoiser):
+            shared = (1, self.n) if isinstance(part, Wrapper) else (self.n,)
+            for name, value in _told(part).items():
+                if any(v.ndim and len(v) not in shared for v in tree_leaves(value)):
+                    raise ValueError(
+                        f"{name} of the denoiser is for another number of samples than the "
+                        f"{self.n} that are asked for"
+                    )
         for name, rows in self.conditioning.items():
+            if not (isinstance(rows, Tensor) or callable(rows)):
+                raise TypeError(
+                    f"{name} is a {type(rows).__name__}; it must be a tensor with an entry for each "
+                    "sample, or a function of their indices"
+                )
             if isinstance(rows, Tensor) and rows.shape[:1] != (self.n,):
                 raise ValueError(
                     f"{name} has shape {tuple(rows.shape)}; it needs an entry for each of {self.n} "
@@ -245,7 +254,15 @@ class _Request:
             "process": repr(self.process),
             "process_sigma": levels,
             "process_scale": scales,
-            "options": {k: described(v) for k, v in sorted(self.options.items()) if v is not None},
+            "options": {
+                k: described(v)
+                for k, v in sorted(self.options.items())
+                if v is not None and k != "callback"
+            },
+            "wrappers": [_parameters(f) for f in layers(self.denoiser) if isinstance(f, Wrapper)],
+            "told": {
+                k: digest(v) for f in layers(self.denoiser) for k, v in _flat(_told(f)).items()
+            },
             "sigma_data": self.sigma_data,
             "conditioning": {name: self._digest(name) for name in sorted(self.conditioning)},
             "versions": {name: version(name) for name in ("sdekit", "torch")},
@@ -258,13 +275,12 @@ class _Request:
             ValueError: If it does not take such samples.
             SolveError: If it is not finite.
         """
-        indices = self._indices(0)
         noise = IndependentNoise(sample_seeds(0, np.arange(self.micro_batch)).tolist())
         highest, lowest = trained_range(self.denoiser)
         level = min(max(1.0, lowest, self.process.sigma_min), highest, self.process.sigma_max)
         x_hat = level * noise.normal(self._empty)
         try:
-            denoised = self._conditioned(self.denoiser, indices)(x_hat, x_hat.new_tensor(level))
+            denoised = self._of(self._indices(0))(x_hat, x_hat.new_tensor(level))
             denoised = check_output(denoised, x_hat, "denoiser")
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
@@ -282,7 +298,7 @@ class _Request:
         """Return the standard deviation of the data, estimated if nobody has said it."""
         if self.sigma_data is not None:
             return self.sigma_data
-        problem = self.process.probability_flow(self._conditioned(self.denoiser, self._indices(0)))
+        problem = self.process.probability_flow(self._of(self._indices(0)))
         unbound = replace(methods()["ddim"].solver, coordinates=Preconditioned())
         solver, _ = fit_solver(unbound, problem, self._empty, None, gridded=False)
         assert isinstance(solver.coordinates, Preconditioned)
@@ -292,10 +308,10 @@ class _Request:
     def draw(self, unit: int, sigma_data: float) -> tuple[Tensor, float]:
         """Draw a micro-batch; return it, and the evaluations per sample."""
         indices = self._indices(unit)
-        counted = _Counted(self.denoiser)
+        counted = _Counted(self._of(indices))
         samples = sample(
             self.process,
-            self._conditioned(counted, indices),
+            counted,
             (self.micro_batch, *self.event_shape),
             seed=sample_seeds(self.seed, indices).tolist(),
             sigma_data=sigma_data,
@@ -324,7 +340,9 @@ class _Request:
             )
         return part.to(self.device)
 
-    def _conditioned(self, denoiser: Model, indices: Tensor) -> Model:
+    def _of(self, indices: Tensor) -> Model:
+        """The denoiser of some samples."""
+        denoiser = model_of(self.denoiser, indices.numpy())
         if not self.conditioning:
             return denoiser
         return Conditioned(
@@ -338,6 +356,24 @@ class _Request:
             return digest(rows)
         few = np.linspace(0, self.n - 1, min(self.n, _HASHED)).astype(np.int64)
         return digest(self._rows(name, torch.from_numpy(few)))
+
+
+def _told(part: Model) -> dict[str, Any]:
+    """Return what a denoiser itself, not what it wraps, knows of samples."""
+    if isinstance(part, Wrapper):
+        return part.told()
+    return part.conditioning if isinstance(part, Conditioned) else {}
+
+
+def _flat(told: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"{k} {i}": v for k, nest in told.items() for i, v in enumerate(tree_leaves(nest))}
+
+
+def _parameters(wrapper: Wrapper) -> dict[str, Any]:
+    """Return the numbers of a wrapper."""
+    known = (int, float, str, tuple, StepScale)
+    plain = {k: v for k, v in vars(wrapper).items() if isinstance(v, known)}
+    return {"is": type(wrapper).__name__, **described(plain)}
 
 
 class _Counted(Wrapper):

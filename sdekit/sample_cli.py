@@ -22,6 +22,7 @@ from .solution import SolveError
 from .solvers.registry import did_you_mean, methods
 from .terminal import console, refuse
 from .workers import Workers, own_device, torchrun
+from .wrapper import is_guided
 
 PROCESSES: dict[str, Callable[[], AffineSDE]] = {
     "edm": EDM,
@@ -95,6 +96,13 @@ def sample(
         given = _integers("--shape", shape)
         found = load_model(model, weights, place)
         event_shape = _event_shape(found, given)
+        options["method"] = method or default_method(
+            flow=eta is None,
+            affine=True,
+            adaptive=rtol is not None,
+            eta=0.0 if eta is None else eta,
+            guided=is_guided(found.denoiser),
+        )
         if form == "png":
             check_pictured(event_shape)
         with torchrun() as team:
@@ -157,12 +165,9 @@ def _options(
 ) -> dict[str, Any]:
     if (steps is None) == (rtol is None):
         raise ValueError("give one of --steps, as in --steps 20, and --rtol, as in --rtol 1e-3")
-    adaptive = rtol is not None
-    name = method or default_method(
-        flow=eta is None, affine=True, adaptive=adaptive, eta=0.0 if eta is None else eta
-    )
-    methods()[name]  # refuses a name that there is not
-    return {"method": name, "steps": steps, "rtol": rtol, "eta": eta}
+    if method:
+        methods()[method]  # refuses a name that there is not
+    return {"method": method, "steps": steps, "rtol": rtol, "eta": eta}
 
 
 def _device(name: str) -> torch.device:

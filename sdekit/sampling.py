@@ -83,7 +83,8 @@ def solve(
             it is the denoiser's attribute ``sigma_data``, or estimated by one call of the denoiser,
             which is counted and, with ``steps``, taken off them. A wrong value costs accuracy only.
             An estimate is one number for the batch, and that of a batch of one is another.
-        seed: Seed of the noise of a stochastic method, or one seed per sample.
+        seed: Seed of the noise of a stochastic method, or one seed per sample. Not that of a start
+            which torch has drawn: its numbers would come again as the noise of the first step.
         noise: Source of noise, instead of a seed.
         trajectory: Whether to keep the states at all grid points; steps that are adaptive do not
             stop there, but are interpolated.

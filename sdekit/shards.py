@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 _MANIFEST = "manifest.json"
+_NEEDED = {"samples", "micro_batch", "shape", "denoiser"}
 
 # The denoiser is known by values that it returned once, as fractions of their RMS: round-off on
 # another machine is no other network.
@@ -118,13 +119,13 @@ class Shards:
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left half written."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        for own in (".samples*.tmp", f".{_MANIFEST}-*.tmp"):
+            for path in self.folder.glob(own):
+                path.unlink(missing_ok=True)
 
     @property
     def _digest(self) -> str:
-        exact = {key: value for key, value in self.manifest.items() if key != "denoiser"}
-        return hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
 
     def _about(self, unit: int) -> dict[str, Any]:
         with safe_open(self.path(unit), framework="pt") as file:
@@ -156,7 +157,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{path} is not JSON ({error}); delete the folder, or take another"
         ) from None
-    if not isinstance(manifest, dict):
+    if not isinstance(manifest, dict) or not manifest.keys() >= _NEEDED:
         raise ValueError(f"{path} holds no request; delete the folder, or take another")
     return manifest
 
@@ -203,6 +204,11 @@ def described(value: object) -> Any:  # noqa: ANN401  # what JSON knows
     if isinstance(value, Mapping):
         return {str(key): described(entry) for key, entry in value.items()}
     if hasattr(value, "__qualname__"):
+        if "<l" in value.__qualname__:  # <lambda>, or a function among the <locals> of another
+            raise ValueError(
+                f"{value.__qualname__} cannot be known again when the request is resumed; take a "
+                "function of a module, and functools.partial for its parameters"
+            )
         return value.__qualname__
     public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
     return {"is": type(value).__name__, **described(public)}
@@ -216,9 +222,9 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    # A temporary file is private; results are as readable as any other file.
-    os.chmod(file.name, 0o644)
     try:
+        # A temporary file is private; results are as readable as any other file.
+        os.chmod(file.name, 0o644)
         os.replace(file.name, path)
     except FileNotFoundError:
         # Another job on this folder was ready, and swept: then the same content is there.

@@ -45,6 +45,10 @@ class Wrapper(Conditioned):
         part.conditioning = pick_rows(self.conditioning, samples)
         return part
 
+    def told(self) -> dict[str, Tensor]:
+        """Return all tensors that have an entry for each sample, or one for all."""
+        return self.conditioning
+
     def evaluations(self, sigma: Sigma | None = None) -> int:
         """Return how often a call evaluates the inner denoiser for each sample.
 

@@ -246,6 +246,36 @@ def test_rows_are_those_of_the_samples():
         assert (part(X[samples], 0.5) - guided(X, 0.5)[samples]).abs().max() < 1e-14
 
 
+def test_what_is_inside_is_doubled_with_the_batch():
+    """Conditioning and observations of each sample, in denoisers that are guided."""
+    y = normal(B, 3, seed=5)
+    mask = torch.tensor([True, False, False])
+    for inner in (
+        sk.Replaced(lambda x, s, class_labels: LAW(x, s, class_labels), mask, y),
+        sk.Conditioned(lambda x, s, class_labels, y: LAW(x, s, class_labels) + y, y=y),
+        free(2.0, lambda x, s, class_labels, more: LAW(x, s, class_labels) + more, LABELS),
+    ):
+        if isinstance(inner, ClassifierFree):
+            inner.conditional = {"more": y}
+            inner.unconditional = {"more": torch.zeros(1, 3, dtype=DOUBLE)}
+        ours = free(3.0, inner)(X, torch.tensor(0.7))
+        c, u = (inner(X, torch.tensor(0.7), class_labels=v) for v in (LABELS, NONE.expand(B)))
+        torch.testing.assert_close(ours, u + 3 * (c - u), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_edges_of_an_interval_are_those_of_any_dtype(dtype):
+    """``low < σ <= high`` although 0.2 in float32 is above 0.2, and 0.7 below 0.7."""
+    network = Counting()
+    model = free(3.0, network, interval=(0.2, 0.7))
+    rows = []
+    for sigma in (0.2, 0.21, 0.7, 0.71):
+        network.rows = 0
+        model(X.to(dtype), torch.tensor(sigma, dtype=dtype))
+        rows.append(network.rows)
+    assert rows == [B, 2 * B, 2 * B, B]
+
+
 def test_conditioning_of_the_call_reaches_both_halves():
     """What an outer wrapper says of each sample is doubled with the batch."""
     shift = normal(B, 1, seed=3)

@@ -192,7 +192,7 @@ def test_replaced_components_follow_the_noised_observation():
     start = 20 * X
     epsilon = (start[:, MASK] - Y) / 20
     replaced = Replaced(MIXTURE, MASK, embedded(Y))
-    for method, bound in (("edm_euler", 1e-12), ("dpmpp_2m", 1e-12), ("bayesian_adams", 1e-3)):
+    for method, bound in (("edm_euler", 1e-12), ("dpmpp_2m", 1e-12), ("bayesian_adams", 5e-3)):
         solved = sk.solve(
             EDM.probability_flow(replaced), start, method=method, sigmas=sk.grids.log(9, 20, 0.1)
         )

@@ -444,12 +444,64 @@ def test_bad_input_is_refused_and_leaves_nothing(changed, error, message, tmp_pa
     assert not (tmp_path / "x").exists()
 
 
+def test_what_wrappers_know_of_samples_goes_with_them(tmp_path, digits):
+    """Observations and labels of all samples, cut into micro-batches; others are refused."""
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    y = torch.linspace(-1, 1, 10)[:, None, None, None].expand(10, 1, 8, 8)
+    asked = {"n": 10, "event_shape": (1, 8, 8), "seed": 0, "micro_batch": 4, "steps": 4}
+    sample_to(tmp_path / "y", EDM, sk.Replaced(digits, mask, y), ending="denoise", **asked)
+    torch.testing.assert_close(load(tmp_path / "y"), y)
+    with pytest.raises(ValueError, match="another number of samples than the 10"):
+        sample_to(tmp_path / "z", EDM, sk.Replaced(digits, mask, y[:4]), **asked)
+
+    def guided(scale):
+        return sk.ClassifierFree(
+            digits,
+            scale,
+            conditional={"class_labels": torch.arange(10)},
+            unconditional={"class_labels": torch.tensor(10)},
+            interval=(2.0, 10.0),  # where the denoiser is not tried out
+        )
+
+    sample_to(tmp_path / "w", EDM, guided(2.0), **asked)
+    sample_to(tmp_path / "v", EDM, digits, method="adams2", conditioning=LABELS, **asked)
+    assert (load(tmp_path / "w") - load(tmp_path / "v")).abs().mean() < 0.5  # of the same classes
+    with pytest.raises(ValueError, match="another request: wrappers"):
+        sample_to(tmp_path / "w", EDM, guided(8.0), **asked)
+
+
+def test_shards_of_another_denoiser_are_drawn_again(tmp_path):
+    sample_to(tmp_path, EDM, LAW, **POINTS)
+    (tmp_path / "manifest.json").unlink()
+    other = sk.Gaussian([0.0, 0.0], [[1.0, 0.3], [0.3, 0.2]])
+    assert sample_to(tmp_path, EDM, other, sigma_data=LAW.sigma_data, **POINTS) == 3
+
+
+def test_files_of_others_stay(tmp_path):
+    (tmp_path / ".precious.tmp").write_text("mine")
+    (tmp_path / ".samples-000000.safetensors-x.tmp").write_text("of a killed process")
+    sample_to(tmp_path, EDM, LAW, **POINTS)
+    assert (tmp_path / ".precious.tmp").exists()
+    assert not (tmp_path / ".samples-000000.safetensors-x.tmp").exists()
+
+
+def test_functions_that_cannot_be_known_again_are_refused(tmp_path):
+    def grid(n, high, low, process=None):
+        return sk.grids.karras(n, high, low, process)
+
+    solver = sk.Solver(sk.Adams(2), sk.Preconditioned(), grid)
+    with pytest.raises(ValueError, match="cannot be known again"):
+        sample_to(tmp_path / "x", EDM, LAW, **POINTS, method=solver)
+
+
 def test_processes_and_models_that_do_not_fit(tmp_path):
     with pytest.raises(TypeError, match="affine"):
         sample_to(tmp_path / "x", LAW, LAW, **POINTS)
     batch = sk.Conditioned(lambda x, s, y: x, y=torch.zeros(4))
-    with pytest.raises(TypeError, match="conditioning="):
+    with pytest.raises(ValueError, match="y of the denoiser is for another number of samples"):
         sample_to(tmp_path / "x", EDM, batch, **POINTS)
+    with pytest.raises(TypeError, match="y is a int"):
+        sample_to(tmp_path / "x", EDM, LAW, **POINTS, conditioning={"y": 3})
     with pytest.raises(sk.SolveError, match="not finite"):
         sample_to(tmp_path / "x", EDM, lambda x, s: x / 0, **POINTS)
     with pytest.raises(ValueError, match="returned shape"):

@@ -113,7 +113,9 @@ def _cut(
     at = np.clip(breaks, *np.sort([begin, end], axis=0)[..., None])
     at = np.where((begin > end)[:, None], at[:, ::-1], at)
     edges = np.concatenate([begin[:, None], at, end[:, None]], axis=1)
-    owner, place = np.nonzero(np.diff(edges))
+    parts = np.diff(edges) != 0
+    parts[~parts.any(1), 0] = True  # an interval without length is a part, too
+    owner, place = np.nonzero(parts)
     return edges[owner, place], edges[owner, place + 1], owner
 
 
