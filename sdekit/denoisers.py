@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = [
     "Conditioned",
@@ -63,29 +65,30 @@ class Conditioned:
 
     Args:
         func: ``(x_hat, sigma, **conditioning) -> x0_hat``; it may be wrapped in either itself.
-        **conditioning: Tensors with one entry per sample, ``(B, …)``, of any names.
+        **conditioning: Tensors with one entry per sample, ``(B, …)``, of any names; or dictionaries,
+            lists and tuples of them.
 
     Raises:
-        TypeError: If something else than a tensor is given; ``functools.partial`` fixes what is the
+        TypeError: If something else than such tensors is given; ``functools.partial`` fixes what is the
             same for all samples.
     """
 
-    def __init__(self, func: Callable[..., Tensor], /, **conditioning: Tensor) -> None:
+    def __init__(self, func: Callable[..., Tensor], /, **conditioning: object) -> None:
         for name, value in conditioning.items():
-            if not isinstance(value, Tensor) or value.ndim == 0:
+            leaves = tree_leaves(value)
+            if not leaves or not all(isinstance(v, Tensor) and v.ndim for v in leaves):
                 raise TypeError(
-                    f"{name} is not a tensor with an entry per sample; fix what all samples share by "
-                    "functools.partial"
+                    f"{name} is not a tensor with an entry per sample, nor a container of such; fix "
+                    "what all samples share by functools.partial"
                 )
         self.func = func
-        self.conditioning = conditioning
+        self.conditioning: dict[str, Any] = conditioning
 
     def rows(self, samples: NDArray[np.int64]) -> Conditioned:
         """Return the denoiser of some of the samples."""
-        parts = {
-            name: value[torch.as_tensor(samples, device=value.device)]
-            for name, value in self.conditioning.items()
-        }
+        parts = tree_map(
+            lambda value: value[torch.as_tensor(samples, device=value.device)], self.conditioning
+        )
         return Conditioned(model_of(self.func, samples), **parts)
 
     def __call__(self, x_hat: Tensor, sigma: float | Tensor, /, **more: object) -> Tensor:
@@ -94,7 +97,9 @@ class Conditioned:
         Raises:
             ValueError: If there is conditioning for another number of samples.
         """
-        for name, value in self.conditioning.items():
+        for name, value in (
+            (name, leaf) for name, tree in self.conditioning.items() for leaf in tree_leaves(tree)
+        ):
             if len(value) != len(x_hat):
                 raise ValueError(f"{name} is for {len(value)} samples, the batch has {len(x_hat)}")
         return self.func(x_hat, sigma, **self.conditioning | more)
@@ -113,17 +118,24 @@ class FixedBatch:
 
     Raises:
         ValueError: If ``size`` is not positive, or the denoiser has conditioning per sample: that goes
-            around, ``Conditioned(FixedBatch(net, 16), class_labels=labels)``.
+            around, ``Conditioned(FixedBatch(net, 16), class_labels=labels)``, and so do denoisers made
+            of others, ``StaticThreshold(FixedBatch(net, 16))``.
     """
 
     def __init__(self, func: Callable[..., Tensor], size: int) -> None:
         if size < 1:
             raise ValueError(f"size = {size}; it must be at least 1")
         inside = list(layers(func))
-        fixed = [v for f in inside if isinstance(f, functools.partial) for v in f.keywords.values()]
-        if any(isinstance(f, Conditioned) for f in inside) or any(
-            isinstance(v, Tensor) and v.ndim for v in fixed
-        ):
+        for f in inside:
+            if isinstance(f, Conditioned) and type(f) is not Conditioned:
+                name = type(f).__name__
+                raise ValueError(
+                    f"{name} cannot be inside of FixedBatch, whose calls are of other samples; write "
+                    f"{name}(FixedBatch(denoiser, {size}), ...)"
+                )
+        fixed = [f.keywords for f in inside if isinstance(f, functools.partial)]
+        fixed += [f.conditioning for f in inside if isinstance(f, Conditioned)]
+        if any(isinstance(v, Tensor) and v.ndim for v in tree_leaves(fixed)):
             raise ValueError(
                 "conditioning per sample cannot be inside of FixedBatch, whose calls are of other "
                 "samples; write Conditioned(FixedBatch(denoiser, size), ...)"
@@ -138,10 +150,10 @@ class FixedBatch:
         for first in range(0, len(x_hat), self.size):
             rows = torch.arange(first, first + self.size, device=x_hat.device)
             rows = rows.clamp(max=len(x_hat) - 1)
-            fixed = {
-                name: value[rows] if isinstance(value, Tensor) else value
-                for name, value in conditioning.items()
-            }
+            fixed = tree_map(
+                lambda value: value[rows] if isinstance(value, Tensor) and value.ndim else value,  # noqa: B023
+                conditioning,
+            )
             parts.append(self.func(x_hat[rows], sigma[rows], **fixed))
         return torch.cat(parts)[: len(x_hat)]
 

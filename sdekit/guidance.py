@@ -216,6 +216,7 @@ class ClassifierGuided(Wrapper):
         **conditioning: What ``log_prob`` is told: tensors with an entry per sample, ``(B, …)``.
 
     Raises:
+        TypeError: If conditioning is not made of tensors.
         ValueError: If the scale is negative.
 
     Source: Dhariwal & Nichol (2021), eq. 14, as a denoiser.
@@ -232,6 +233,9 @@ class ClassifierGuided(Wrapper):
         super().__init__(func)
         check_scale(scale)
         self.log_prob, self.scale = log_prob, scale
+        for name, value in conditioning.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor")
         self.conditioning = Conditioned(func, **conditioning).conditioning
 
     def __call__(self, x_hat: Tensor, sigma: Sigma, /, **more: object) -> Tensor:

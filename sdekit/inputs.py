@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
@@ -153,7 +154,7 @@ def check_rows(model: Model, x: Tensor, *, per_sample: bool) -> None:
         return
     partials = [f for f in layers(model) if isinstance(f, functools.partial)]
     for name, value in (item for f in partials for item in f.keywords.items()):
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(x):
+        if any(isinstance(v, Tensor) and v.ndim and len(v) == len(x) for v in tree_leaves(value)):
             raise ValueError(
                 f"{name} has an entry for each of {len(x)} samples, which leave the batch one by one "
                 f"when they have arrived; give sdekit.Conditioned(denoiser, {name}=...) instead of "

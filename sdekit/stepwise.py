@@ -119,6 +119,11 @@ class _Steps:
         return Progress(n + 1, 0, z, z)
 
     def replaced(self, progress: Progress, z: Tensor) -> Progress:
+        if self._in_order and progress.step:
+            raise ValueError(
+                "the steps of this method remember those before, so their state cannot be replaced; "
+                "take a method that is no predictor–corrector, or begin anew with init"
+            )
         return progress._replace(latest=z, accepted=z)
 
 
@@ -211,7 +216,7 @@ class Stepwise:
 
         Raises:
             ValueError: If ``x`` is of another shape, dtype or device, or the method is about to
-                correct its own state.
+                correct its own state, or remembers the steps before.
         """
         check_like(x, self._like)
         if len(x) != len(state.x):

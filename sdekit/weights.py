@@ -70,11 +70,14 @@ def load_weights(path: str | os.PathLike[str], *, key: str | None = None) -> dic
 
 
 def _entry(content: object, key: str | None, path: Path) -> object:
-    """Go down to an entry of a checkpoint."""
-    for part in key.split(".") if key else ():
-        if not isinstance(content, dict) or part not in content:
+    """Go down to an entry of a checkpoint; a name may have dots in it."""
+    parts = key.split(".") if key else []
+    while parts:
+        names = [".".join(parts[:k]) for k in range(len(parts), 0, -1)]
+        name = next((n for n in names if isinstance(content, dict) and n in content), None)
+        if name is None or not isinstance(content, dict):
             raise ValueError(f"{path} has no entry {key!r}; {_describe(content)}")
-        content = content[part]
+        content, parts = content[name], parts[name.count(".") + 1 :]
     return content
 
 

@@ -17,6 +17,7 @@ from scipy.interpolate import make_interp_spline
 
 import sdekit as sk
 from sdekit.adapters.memory import peak_memory
+from sdekit.adapters.network import parameter_dtype
 from sdekit.denoisers import known_sigma_data, trained_range
 
 LAW = sk.GaussianMixture.random(components=4, dim=3, seed=0)
@@ -528,6 +529,35 @@ def test_nothing_waits_for_the_device(monkeypatch):
         assert not read
 
 
+@pytest.mark.parametrize("where", ["autocast", "dtype"])
+def test_what_float16_cannot_hold_is_not_a_number(where):
+    """Of a network that saturates the output says nothing; and what is sure to come is refused."""
+    options = {"predicts": "data", "level": sk.levels.Sigma(), where: torch.float16}
+    denoiser = sk.NetworkDenoiser(lambda x, label: x.tanh(), sk.EDM(), **options)
+    x = torch.ones(3, 2)
+    x[1, 0], x[2, 1] = 65504.0, -7e4
+    found = denoiser(x, 1.0)
+    assert found.isnan().all(1).tolist() == [False, False, True]
+    assert not found[:2].isnan().any()
+    with pytest.raises(ValueError, match=r"works in torch\.float16, whose largest number is 65504"):
+        sk.NetworkDenoiser(lambda x, label: x, sk.EDM(sigma_max=2e4), **options)
+
+
+def test_a_level_that_is_no_tensor_is_refused():
+    denoiser = sk.NetworkDenoiser(
+        lambda x, label: x, sk.EDM(), predicts="data", level=lambda sigma: 1.0
+    )
+    with pytest.raises(TypeError, match="level returned a float; it must return a tensor"):
+        denoiser(normal(3, 2), 1.0)
+
+
+def test_parameters_that_are_only_stored_do_not_say_the_dtype():
+    stored = torch.nn.Linear(2, 2, bias=False).to(torch.float8_e4m3fn)
+    network = torch.nn.Sequential(stored, torch.nn.Linear(2, 2).bfloat16())
+    assert parameter_dtype(network) == torch.bfloat16
+    assert parameter_dtype(stored) is None
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -556,6 +586,25 @@ def test_the_batch_fits_the_budget(width):
         sk.fit_batch(network, like[0], memory=10**9)
     batched = sk.FixedBatch(network, sizes[1])
     torch.testing.assert_close(batched(like, 1.0), network(like, torch.tensor(1.0)))
+
+
+def test_the_batch_is_measured_with_its_conditioning():
+    """What all samples share, a number, is not cut; tensors in containers are."""
+    seen = []
+
+    def network(x, sigma, scale, added):
+        seen.append(len(x))
+        assert scale.ndim == 0
+        assert len(added["text"][0]) == len(x)
+        return x * scale + added["text"][0]
+
+    like, added = normal(20, 3), {"text": [normal(20, 3, seed=1)], "name": "text"}
+    told = {"scale": torch.tensor(2.0), "added": added}
+    size = sk.fit_batch(network, like, memory=10**6, **told)
+    assert size == 20
+    assert set(seen) == {1, 2, 20}
+    found = sk.FixedBatch(network, 7)(like, 1.0, **told)
+    assert torch.equal(found, 2 * like + added["text"][0])
 
 
 def test_a_batch_that_takes_more_than_in_proportion_is_made_smaller():

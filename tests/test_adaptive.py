@@ -294,6 +294,44 @@ def test_wrappers_of_conditioning():
     assert torch.equal(solve(functools.partial(named, shared=1.0)), torch.cat(split))
 
 
+def test_conditioning_in_containers_follows_its_samples():
+    """As the ``added_cond_kwargs`` of diffusers; in partial it is refused, like a tensor."""
+    x, shift = 80 * normal(5, 2), normal(5, 2, seed=1)
+
+    def network(x, sigma, added):
+        return labelled(x, sigma, added["label"], added["shifts"][0])
+
+    def solve(model, rows=slice(None)):
+        flow = EDM.probability_flow(model)
+        return sk.solve(flow, x[rows], rtol=1e-2, sigma_data=0.7)
+
+    def added(rows):
+        return {"label": LABELS[rows], "shifts": (shift[rows],)}
+
+    every = slice(None)
+    whole = solve(sk.Conditioned(network, added=added(every)))
+    assert len(set(whole.stats.nfe_per_sample.tolist())) > 1
+    for n in range(5):
+        part = slice(n, n + 1)
+        alone = solve(sk.Conditioned(network, added=added(part)), part)
+        assert torch.equal(whole.x[part], alone.x)
+    flat = solve(sk.Conditioned(labelled, label=LABELS, shift=shift))
+    assert torch.equal(whole.x, flat.x)
+    fixed = solve(sk.Conditioned(sk.FixedBatch(network, 2), added=added(every)))
+    assert torch.equal(whole.x, fixed.x)
+    with pytest.raises(ValueError, match=r"added has an entry .*Conditioned\(denoiser, added"):
+        solve(functools.partial(network, added=added(every)))
+    with pytest.raises(ValueError, match="added is for 4 samples, the batch has 5"):
+        solve(sk.Conditioned(network, added=added(slice(4))))
+    for wrong in ({"label": LABELS, "scale": 1.0}, {}, [torch.tensor(1.0)]):
+        with pytest.raises(TypeError, match="nor a container of such"):
+            sk.Conditioned(network, added=wrong)
+    with pytest.raises(ValueError, match="cannot be inside of FixedBatch"):
+        sk.FixedBatch(functools.partial(network, added=added(every)), 2)
+    with pytest.raises(ValueError, match=r"write StaticThreshold\(FixedBatch\(denoiser, 2\)"):
+        sk.FixedBatch(functools.partial(sk.StaticThreshold(labelled)), 2)
+
+
 def test_a_network_may_have_rows():
     network = Perceptron()
     network.rows = 8

@@ -639,3 +639,65 @@ def test_the_snippets_of_the_documentation_run():
     for snippet in found:
         exec(compile(snippet, "docs/interop.md", "exec"), names)
     assert names["claims"] >= 6
+
+
+# ---- diffusers: what a configuration says ----
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
+)
+def test_flow_matching_is_taken_over(name, loaded, tmp_path):
+    """Its configuration says no prediction; a shift moves their grid, not what the model is."""
+    scheduler = getattr(diffusers, name)(shift=3.0)
+    options = {"method": "bayesian_adams", "ending": "stop"}
+    if loaded:
+        scheduler.save_pretrained(tmp_path)
+        ours = SdekitScheduler.from_pretrained(tmp_path, **options)
+    else:
+        ours = SdekitScheduler.from_config(scheduler.config, **options)
+    again = SdekitScheduler.from_config(ours.config)
+    assert again.config.prediction_type == ours.config.prediction_type == "flow_prediction"
+    ours.set_timesteps(60)
+    x = normal(8, 1, 2, 2)
+    result = raw(Exact(prediction_type="flow_prediction"), ours, x).flatten(1)
+    low = ours._grid[-1]
+    exact = LAW.flow(1e6 * x.flatten(1), 1e6, low) / (1 + low)  # s = 1/(1 + σ)
+    assert (result - exact).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler", "TCDScheduler"])
+def test_defaults_of_another_class_are_taken_over(name):
+    theirs = getattr(diffusers, name)()
+    ours = SdekitScheduler.from_config(theirs.config)
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    assert ours.config.clip_sample == theirs.config.clip_sample
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("EDMEulerScheduler", {}, "no beta_schedule"),
+        ("EDMDPMSolverMultistepScheduler", {}, "no beta_schedule"),
+        ("ScoreSdeVeScheduler", {}, "no beta_schedule"),
+        ("IPNDMScheduler", {}, "no beta_schedule"),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas = True"),
+        (
+            "EulerDiscreteScheduler",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+            "timestep_type = 'continuous'",
+        ),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas = True"),
+        ("CogVideoXDDIMScheduler", {}, r"snr_shift_scale = 3\.0"),
+    ],
+)
+def test_other_configurations_are_refused(name, options, message):
+    config = getattr(diffusers, name)(**options).config
+    with pytest.raises(ValueError, match=f"{message}.*sdekit.from_diffusers"):
+        SdekitScheduler.from_config(config)
+    if "no beta" in message:  # who says the schedule means it
+        said = SdekitScheduler.from_config(config, beta_schedule="linear")
+        assert said.config.beta_schedule == "linear"
+    with pytest.raises(TypeError, match="from_pretrained for a path"):
+        SdekitScheduler.from_config("a/path")

@@ -272,6 +272,28 @@ def test_a_solve_with_a_denoiser_of_azula_is_that_of_its_sampler():
     torch.testing.assert_close(found, end, rtol=0, atol=1e-6)
 
 
+def test_a_compiled_or_parallel_model_is_looked_into():
+    scheduler = diffusers.DDPMScheduler()
+    model = UNET
+    expected = sk.from_diffusers(model, scheduler)(normal(2, 2, 8, 8), 1.0)
+    hidden = [torch.compile(model, backend="eager"), nn.DataParallel(model)]
+    for outer in (*hidden, torch.compile(nn.DataParallel(model), backend="eager")):
+        denoiser = sk.from_diffusers(outer, scheduler)
+        assert denoiser.network.model is outer
+        if outer is not hidden[0]:
+            continue
+        torch.testing.assert_close(denoiser(normal(2, 2, 8, 8), 1.0), expected)
+
+    class ModelMixin(nn.Module):
+        """By its name a model of diffusers, of a class that is not known."""
+
+    for unknown in (torch.compile(ModelMixin(), backend="eager"), nn.DataParallel(ModelMixin())):
+        with pytest.raises(TypeError, match="ModelMixin is not one of the models known"):
+            sk.from_diffusers(unknown, scheduler)
+    learned = unet(out_channels=4)
+    assert sk.from_diffusers(nn.DataParallel(learned), scheduler).learned_variance
+
+
 # ---------------------------------------------------------------- EDM, k-diffusion, score_sde
 
 
@@ -335,6 +357,37 @@ def test_wrappers_of_k_diffusion():
     torch.testing.assert_close(denoiser(x, 2.0, extra=1.0), x / 5 + 1)
 
 
+class Uncast(nn.Module):
+    """As k-diffusion's wrappers, which cast nothing: a noise network, told ``σ``."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner_model = nn.Linear(3, 3).to(dtype).requires_grad_(False)
+        self.sigma_data = 1.0
+
+    def forward(self, x, sigma):
+        return x - sigma[:, None] * self.inner_model(x * ((sigma**2 + 1) ** -0.5)[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_model_in_a_wrapper_that_does_not_cast(dtype):
+    wide = sk.from_k_diffusion(Uncast(dtype).double())
+    x, sigma = normal(4, 3), torch.tensor([0.01, 1.0, 5.0, 70.0], dtype=DOUBLE)
+    x = sigma[:, None] * x
+    denoiser = sk.from_k_diffusion(Uncast(dtype))
+    resolution = torch.finfo(dtype).eps
+    # The noise is rounded; state and level are not.
+    error = (denoiser(x, sigma) - wide(x, sigma)).abs() / sigma[:, None]
+    assert 0 < error.max() < 4 * resolution
+    rounded = sk.from_k_diffusion(Uncast(dtype), dtype=dtype, sigma_data=1.0)
+    error = (rounded(x, sigma) - wide(x, sigma)).abs() / sigma[:, None]
+    assert error.max() < 20 * resolution
+    said = sk.from_k_diffusion(Uncast(torch.float32), autocast=dtype)
+    torch.testing.assert_close(said(x, sigma), denoiser(x, sigma), rtol=0.05, atol=0.05)
+    assert trained_range(denoiser)[0] == (1e4 if dtype == torch.float16 else np.inf)
+
+
 @pytest.mark.parametrize("process", [sk.VP(), sk.SubVP(), sk.VE()])
 def test_networks_of_score_sde(process):
     law = sk.Gaussian([0.3, -0.2], [0.5, 2.0])
@@ -395,6 +448,20 @@ def test_weights_are_read_from_either_kind_of_file(tmp_path):
         sk.load_weights(tmp_path / "a.safetensors", key="model")
     with pytest.raises(FileNotFoundError, match="missing"):
         sk.load_weights(tmp_path / "missing.pt")
+
+
+def test_keys_with_dots_in_them(tmp_path):
+    one, two = {"w": torch.ones(1)}, {"w": torch.zeros(2)}
+    torch.save({"ema_0.9999": one, "model": {"ema_0.5": two, "a.b": {"c.d": one}}}, tmp_path / "a")
+    for key, expected in (
+        ("ema_0.9999", one),
+        ("model.ema_0.5", two),
+        ("model.a.b.c.d", one),
+    ):
+        assert torch.equal(sk.load_weights(tmp_path / "a", key=key)["w"], expected["w"])
+    for key in ("ema_0", "model.a.c", "ema_0.9999.w.x"):
+        with pytest.raises(ValueError, match=f"no entry '{key}'"):
+            sk.load_weights(tmp_path / "a", key=key)
 
 
 class Trap:

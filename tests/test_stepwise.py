@@ -257,6 +257,16 @@ def test_what_remembers_goes_forward_only(name, x):
         walk.ask(first)
 
 
+@pytest.mark.parametrize("name", CORRECTORS)
+def test_what_remembers_takes_no_other_state(name, x):
+    walk = sk.stepwise(problem_of(name, elementwise), x, method=name, sigmas=SIGMAS, **GIVEN)
+    first = walk.init(x)
+    begun = walk.step(walk.replace(first, 0.5 * x))  # nothing to remember yet
+    with pytest.raises(ValueError, match="state cannot be replaced; take a method"):
+        walk.replace(begun, begun.x)
+    walk.step(begun)
+
+
 def test_a_method_without_steps_of_a_grid_is_refused(x):
     with pytest.raises(ValueError, match="chooses its own steps"):
         sk.stepwise(VP.probability_flow(elementwise), x, method="variable_adams", steps=4)

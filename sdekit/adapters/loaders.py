@@ -43,7 +43,11 @@ def from_edm(network: nn.Module, *, sigma_data: float | None = None) -> NetworkD
 
 
 def from_k_diffusion(
-    model: Callable[..., Tensor], *, sigma_data: float | None = None
+    model: Callable[..., Tensor],
+    *,
+    sigma_data: float | None = None,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
 ) -> NetworkDenoiser:
     """Adapt a wrapped model of k-diffusion: ``model(x, sigma, **extra_args)`` returns ``D``.
 
@@ -53,11 +57,24 @@ def from_k_diffusion(
     Args:
         model: A wrapper, or any callable like it; ``sigma`` is of shape ``(B,)``.
         sigma_data: Standard deviation of the data, if the wrapper does not say it.
+        dtype: Dtype of ``x`` and ``sigma``; of both float32 at least, if not given.
+        autocast: A dtype to run it in under ``torch.autocast``. If neither is given that of the
+            parameters of its ``inner_model``, where it is narrower than float32: the wrapper, which
+            does not cast, then scales ``x`` in float32.
     """
-    return _denoiser(model, sigma_data)
+    inner = parameter_dtype(getattr(model, "inner_model", None))
+    if dtype is None and autocast is None and inner in (torch.float16, torch.bfloat16):
+        autocast = inner
+    return _denoiser(model, sigma_data, dtype=dtype, autocast=autocast)
 
 
-def _denoiser(network: Callable[..., Tensor], sigma_data: float | None) -> NetworkDenoiser:
+def _denoiser(
+    network: Callable[..., Tensor],
+    sigma_data: float | None,
+    *,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
+) -> NetworkDenoiser:
     """Adapt what returns the denoised state at ``(x̂, σ)``, and may say its range and scale."""
     table = getattr(network, "sigmas", None)
     if isinstance(table, Tensor) and table.numel() > 1:
@@ -66,6 +83,8 @@ def _denoiser(network: Callable[..., Tensor], sigma_data: float | None) -> Netwo
     else:
         low = float(getattr(network, "sigma_min", 0.0))
         high = float(getattr(network, "sigma_max", math.inf))
+    if math.isinf(high) and torch.float16 in (dtype, autocast):
+        high = 1e4  # six standard deviations of the noise are just below the largest number
     if sigma_data is None:
         known = getattr(network, "sigma_data", None)
         sigma_data = None if known is None else float(known)
@@ -77,7 +96,9 @@ def _denoiser(network: Callable[..., Tensor], sigma_data: float | None) -> Netwo
         sigma_data=sigma_data,
         sigma_min=low,
         sigma_max=high,
-        dtype=_at_least_single(network),
+        dtype=dtype or _at_least_single(network),
+        autocast=autocast,
+        label_dtype=dtype,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..denoisers import trained_range
 
@@ -56,10 +56,10 @@ def fit_batch(
 
     def peak(size: int) -> int:
         def call() -> None:
-            rows = {
-                name: value[:size] if isinstance(value, Tensor) else value
-                for name, value in conditioning.items()
-            }
+            rows = tree_map(
+                lambda value: value[:size] if isinstance(value, Tensor) and value.ndim else value,
+                conditioning,
+            )
             denoiser(like[:size], like.new_full((size,), sigma), **rows)
 
         return peak_memory(call, like.device)

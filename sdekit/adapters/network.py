@@ -135,6 +135,11 @@ class NetworkDenoiser(nn.Module):
                 self.level.check(levels)
             output = torch.where(self.level.covers(levels), output, math.nan)
         label = self.level(levels)
+        if not isinstance(label, Tensor):
+            raise TypeError(
+                f"level returned a {type(label).__name__}; it must return a tensor with a label for "
+                "each of the noise levels (B,)"
+            )
         if label.is_floating_point():
             label = label.to(self.label_dtype or torch.promote_types(own, torch.float32))
 
@@ -145,9 +150,9 @@ class NetworkDenoiser(nn.Module):
         with self._context(x_hat.device):
             raw = self.network(seen, label, **conditioning)
         raw = self._prediction(raw, x).to(wide)
-        if own == torch.float16:
+        if torch.float16 in (own, self.autocast):
             # An infinite input may give a finite output, from a network that saturates.
-            fits = seen.flatten(1).isfinite().all(1).view(shape)
+            fits = (seen.abs() <= torch.finfo(torch.float16).max).flatten(1).all(1).view(shape)
             output = torch.where(fits, output, math.nan)
         return torch.addcmul(state * x, output, raw).to(x_hat.dtype)
 
@@ -185,7 +190,8 @@ class NetworkDenoiser(nn.Module):
 
     def _check_overflow(self) -> None:
         """Refuse a network whose dtype cannot hold its input, or its output, in the trained range."""
-        dtype = self._network_dtype(torch.float32)
+        dtypes = [self._network_dtype(torch.float32), *([self.autocast] if self.autocast else [])]
+        dtype = min(dtypes, key=lambda d: torch.finfo(d).max)
         most = torch.finfo(dtype).max
         if self.predicts == "edm" or most > 1e30:
             return
@@ -205,10 +211,13 @@ class NetworkDenoiser(nn.Module):
 
 
 def parameter_dtype(network: object) -> torch.dtype | None:
-    """Return the dtype of a network's parameters, the first floating one of them."""
+    """Return the dtype of a network's parameters, the first floating one of them.
+
+    Parameters of one byte are stored so, and computed with in another.
+    """
     if isinstance(network, nn.Module):
         for parameter in network.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
                 return parameter.dtype
     return None
 

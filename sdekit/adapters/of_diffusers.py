@@ -15,7 +15,7 @@ from ..processes import EDM, VE, VP, DiscreteVP, RectifiedFlow
 from .levels import Index, LogSigma, Rule, Sigma, Time
 from .network import NetworkDenoiser
 
-__all__ = ["from_diffusers"]
+__all__ = ["FLOW", "from_diffusers"]
 
 # Schedulers whose alphas_cumprod and prediction_type say all; they differ in how they sample.
 _DDPM = {
@@ -39,7 +39,7 @@ _DDPM = {
     "SASolverScheduler",
     "UniPCMultistepScheduler",
 }
-_FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
+FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 _EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
 _SCORE = {"ScoreSdeVeScheduler"}
 
@@ -117,15 +117,16 @@ def from_diffusers(
         TypeError: If the model or the scheduler is of a class that is not known here.
         ValueError: If the scheduler says something that is not known here, or contradicts itself.
     """
-    names = {base.__name__ for base in type(model).__mro__}
+    inner = _unwrapped(model)
+    names = {base.__name__ for base in type(inner).__mro__}
     if "ModelMixin" in names and not names & _MODELS:
         raise TypeError(
-            f"{type(model).__name__} is not one of the models known here, "
+            f"{type(inner).__name__} is not one of the models known here, "
             f"{', '.join(sorted(_MODELS))}; "
             "check how it scales its timestep, and take sdekit.NetworkDenoiser with a callable around"
         )
     trained = _trained(scheduler, index)
-    config = getattr(model, "config", None)
+    config = getattr(inner, "config", None)
     config = config if isinstance(config, Mapping) else {}
     channels = config.get("in_channels")
     if config.get("time_embedding_type") == "learned" and index == "interpolated":
@@ -146,17 +147,25 @@ def from_diffusers(
     )
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return what ``torch.compile``, ``DataParallel`` and their kin hide: the class and its config."""
+    for name in ("_orig_mod", "module"):
+        if isinstance(inner := getattr(model, name, None), nn.Module):
+            return _unwrapped(inner)
+    return model
+
+
 def _trained(scheduler: _Scheduler, index: Rule) -> _Trained:
     """Read a scheduler."""
     name = type(scheduler).__name__
     config = getattr(scheduler, "config", None)
-    if config is None or name not in _DDPM | _FLOW | _EDM | _SCORE:
-        known = ", ".join(sorted(_DDPM | _FLOW | _EDM | _SCORE))
+    if config is None or name not in _DDPM | FLOW | _EDM | _SCORE:
+        known = ", ".join(sorted(_DDPM | FLOW | _EDM | _SCORE))
         raise TypeError(
             f"{name} is not one of the schedulers known here, {known}; say what the model predicts by "
             "sdekit.NetworkDenoiser"
         )
-    if name in _FLOW:
+    if name in FLOW:
         return _flow(config)
     if name in _SCORE:
         process = VE(config["sigma_min"], config["sigma_max"])
