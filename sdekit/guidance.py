@@ -235,7 +235,7 @@ class ClassifierGuided(Wrapper):
         self.log_prob, self.scale = log_prob, scale
         for name, value in conditioning.items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor")
+                raise TypeError(f"{name} is not a tensor with an entry per sample")
         self.conditioning = Conditioned(func, **conditioning).conditioning
 
     def __call__(self, x_hat: Tensor, sigma: Sigma, /, **more: object) -> Tensor:
