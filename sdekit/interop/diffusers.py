@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapters.of_diffusers import FLOW
 from ..brownian import IndependentNoise, NoiseSource
 from ..grids import GRIDS
 from ..inputs import Array, check_ending, check_steps, default_method, named_solver
@@ -27,15 +25,11 @@ from .schedule import PREDICTIONS, SPACINGS, Schedule
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-        FlowMatchEulerDiscreteScheduler,
-    )
-    from diffusers.schedulers.scheduling_flow_match_heun_discrete import (
-        FlowMatchHeunDiscreteScheduler,
-    )
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
     from diffusers.utils import BaseOutput
     from diffusers.utils.torch_utils import randn_tensor
+
+    from .configs import check_known, is_flow
 except ImportError as error:
     raise ImportError("sdekit.interop.diffusers needs diffusers: pip install diffusers") from error
 
@@ -196,11 +190,11 @@ class SdekitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"config is a {type(config).__name__}; pass scheduler.config, or take "
                 "SdekitScheduler.from_pretrained for a path"
             )
-        if _is_flow(config):
+        if is_flow(config):
             kwargs = {"prediction_type": "flow_prediction"} | kwargs
         # Defaults of the other class, which diffusers would leave out, are part of it as well.
         config = {name: v for name, v in config.items() if name != "_use_default_values"}
-        _check_known({**config, **kwargs})
+        check_known({**config, **kwargs})
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
@@ -461,34 +455,3 @@ def _solver(method: str | None) -> Solver:
 
 def _no_model(x_hat: Tensor, sigma: Tensor) -> Tensor:
     raise AssertionError("a pipeline calls the network")
-
-
-def _is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of a scheduler of flow matching."""
-    if "_class_name" in config:
-        return config["_class_name"] in FLOW
-    # One that was not loaded from a file does not say its class; its entries do.
-    names = {name for name in config if not name.startswith("_")}
-    known = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
-    return "shift" in names and any(names == set(inspect.signature(c).parameters) for c in known)
-
-
-def _check_known(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration of a model that is not trained on a schedule of ``β``, nor as a flow."""
-    flow = config.get("prediction_type") == "flow_prediction"
-    betas = "beta_schedule" in config or config.get("trained_betas") is not None
-    said = {
-        "timestep_type": config.get("timestep_type") == "continuous",
-        "use_flow_sigmas": config.get("use_flow_sigmas") and not flow,
-        "invert_sigmas": config.get("invert_sigmas"),
-        "snr_shift_scale": config.get("snr_shift_scale", 1.0) != 1.0,
-    }
-    wrong = [f"{name} = {config[name]!r}" for name, refused in said.items() if refused]
-    if not (flow or betas):
-        wrong = ["no beta_schedule or trained_betas, and no prediction_type = 'flow_prediction'"]
-    if wrong:
-        raise ValueError(
-            f"the configuration has {wrong[0]}; SdekitScheduler takes models of a schedule of β, and "
-            "those of a flow from data at t = 0. For others adapt the model, by sdekit.from_diffusers "
-            "or sdekit.NetworkDenoiser, and take sdekit.sample"
-        )
