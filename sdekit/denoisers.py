@@ -97,11 +97,12 @@ class Conditioned:
         Raises:
             ValueError: If there is conditioning for another number of samples.
         """
-        for name, value in (
-            (name, leaf) for name, tree in self.conditioning.items() for leaf in tree_leaves(tree)
-        ):
-            if len(value) != len(x_hat):
-                raise ValueError(f"{name} is for {len(value)} samples, the batch has {len(x_hat)}")
+        for name, tree in self.conditioning.items():
+            for value in tree_leaves(tree):
+                if len(value) != len(x_hat):
+                    raise ValueError(
+                        f"{name} is for {len(value)} samples, the batch has {len(x_hat)}"
+                    )
         return self.func(x_hat, sigma, **self.conditioning | more)
 
 

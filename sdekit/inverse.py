@@ -55,9 +55,11 @@ class Observation(ABC):
         check_noise(noise)
         self.y, self.noise = y, float(noise)
 
-    @abstractmethod
     def rows(self, samples: NDArray[np.int64]) -> Observation:
         """Return the observation of some of the samples."""
+        part = copy.copy(self)
+        part.y = pick_rows({"y": self.y}, samples)["y"]
+        return part
 
     @abstractmethod
     def log_prob(self, x0: Tensor, variance: Sigma) -> Tensor:
@@ -94,12 +96,6 @@ class MaskedObservation(Observation):
     def __init__(self, mask: Tensor, y: Tensor, noise: float) -> None:
         super().__init__(y, noise)
         self.mask, self.y = check_mask(mask, y)
-
-    def rows(self, samples: NDArray[np.int64]) -> MaskedObservation:
-        """Return the observation of some of the samples."""
-        part = copy.copy(self)
-        part.y = pick_rows({"y": self.y}, samples)["y"]
-        return part
 
     def _residual(self, x0: Tensor) -> Tensor:
         check_event(self.mask, x0)
@@ -144,12 +140,6 @@ class LinearObservation(Observation):
         # A Aᵀ = U diag(e) Uᵀ: then every v costs two products of vectors.
         values, vectors = torch.linalg.eigh((matrix @ matrix.mT).double().cpu())
         self._values, self._vectors = values.clamp(min=0.0).to(y.device), vectors.to(y.device)
-
-    def rows(self, samples: NDArray[np.int64]) -> LinearObservation:
-        """Return the observation of some of the samples."""
-        part = copy.copy(self)
-        part.y = pick_rows({"y": self.y}, samples)["y"]
-        return part
 
     def _residual(self, x0: Tensor) -> Tensor:
         if x0[0].numel() != self.matrix.shape[1]:

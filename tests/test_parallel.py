@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 from typer.testing import CliRunner
 
 import sdekit as sk
@@ -256,30 +254,11 @@ if os.environ["RANK"] == "0":
 """
 
 
-def torchrun(*args):
-    """Run two ranks; they are not left behind if they hang."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    with subprocess.Popen(
-        [*launch, *rendezvous, *map(str, args)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            _, errors = process.communicate(timeout=200)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its ranks, if it is asked to
-            raise
-    return process.returncode, errors
-
-
 def test_torchrun_with_a_rank_that_is_killed(digits, tmp_path):
     """Two ranks under torchrun, which starts them again: bit for bit what one process draws."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    code, errors = torchrun("--max-restarts=1", script, tmp_path)
+    code, _, errors = run_ranks("--max-restarts=1", script, tmp_path)
     assert code == 0, errors[-3000:]
     assert (tmp_path / "killed").exists()
     assert (tmp_path / "done").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from ranks import run_ranks
 from typer.testing import CliRunner
 
 import sdekit as sk
@@ -303,20 +303,8 @@ def test_under_torchrun(tmp_path):
     """Two ranks by the one command of the README: the same files as by one, to the byte."""
     args = ["sample", "--model", "digits", "--class-labels", "0,1,2,3,4,5,6,7,8,9", "-n", "37"]
     args += ["--batch", "8", "--steps", "6", "--format", "png", "--out"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    with subprocess.Popen(
-        [*launch, "-m", "sdekit", *args, str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=200)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its ranks, if it is asked to
-            raise
-    assert process.returncode == 0, errors[-3000:]
+    code, output, errors = run_ranks("-m", "sdekit", *args, tmp_path / "two")
+    assert code == 0, errors[-3000:]
     assert output.count("37 samples of shape (1, 8, 8)") == 1
     assert "2 processes" in output
     one = CliRunner().invoke(app, [*args, str(tmp_path / "one")])
