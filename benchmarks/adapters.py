@@ -32,7 +32,7 @@ from torch import Tensor
 import sdekit as sk
 from sdekit.adapters.memory import peak_memory
 from sdekit.adapters.predictions import PREDICTIONS, coefficients
-from sdekit.bench.store import cpu_model
+from sdekit.records import cpu_model
 
 LAW = sk.GaussianMixture.random(components=6, dim=16, seed=0)
 ALPHAS = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)

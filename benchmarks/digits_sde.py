@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model, write_json
+from sdekit.records import cpu_model, write_json
 
 ROOT = Path(__file__).parents[1]
 SEED, SAMPLES, BATCH, REFERENCE_STEPS = 0, 4000, 2000, 200

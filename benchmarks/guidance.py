@@ -37,9 +37,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model, write_json
 from sdekit.digits import digits_images
 from sdekit.distributions import GaussianMixture, LabelledMixture, posterior
+from sdekit.records import cpu_model, write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

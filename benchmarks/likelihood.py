@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model, write_json
 from sdekit.digits import digits_images
+from sdekit.records import cpu_model, write_json
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = torch.float64

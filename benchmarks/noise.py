@@ -28,8 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model, write_json
 from sdekit.path import NamedNormals
+from sdekit.records import cpu_model, write_json
 
 ROOT = Path(__file__).parents[1]
 SEED, STEPS, SIGMA_MAX, SIGMA_MIN = 0, 20, 80.0, 0.002

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model, write_json
+from sdekit.records import cpu_model, write_json
 from sdekit.solvers.multistep import Multistep
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import sdekit as sk
 from sdekit.bench.peers import PEERS
-from sdekit.bench.store import cpu_model
+from sdekit.records import cpu_model
 
 SHAPES = {(64, 2): (100, 60), (16, 3, 32, 32): (40, 40), (64, 3, 64, 64): (10, 40)}  # steps, runs
 METHODS = ("ddim", "lms2", "lms3", "dpmpp_2m", "dpmpp_3m", "unipc_bh2_2", "bayesian_adams", "heun")

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model
+from sdekit.records import cpu_model
 
 try:
     import torchvision  # noqa: F401

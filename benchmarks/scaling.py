@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import sdekit as sk
-from sdekit.bench.store import cpu_model
 from sdekit.parallel import sample_to
+from sdekit.records import cpu_model
 from sdekit.workers import torchrun
 
 EACH = 2048  # samples of a process

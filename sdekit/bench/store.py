@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import tempfile
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ..records import provenance, write_json
 from .problems import PROCESS, SIGMA_MAX, SIGMA_MIN
 from .ratios import ANY_GRID, FITTED, GOALS, OURS, PEER, Ratios
 from .runner import Config, Results
@@ -288,31 +282,6 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
-def _one_entry_a_line(record: dict[str, Any]) -> str:
-    """Return JSON whose lists have an entry a line, so that a change shows where it is."""
-    parts = []
-    for key, value in record.items():
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-        if isinstance(value, list):
-            entries = (json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value)
-            text = "[\n" + ",\n".join(entries) + "\n]"
-        parts.append(f"{json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}"
-
-
-def write_json(record: dict[str, Any], path: Path) -> None:
-    """Write a record as JSON; a reader sees the old file or the whole new one."""
-    text = _one_entry_a_line(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False
-    ) as file:
-        file.write(text + "\n")
-    # A temporary file is private; results are as readable as any other file.
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def _context(
     config: Config | SuiteConfig | ToleranceConfig | SdeConfig,
     packages: Sequence[str],
@@ -322,7 +291,7 @@ def _context(
 ) -> dict[str, Any]:
     """Return what was run, by what, and on what."""
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **provenance(packages),
         "configuration": {
             **vars(config),
             "process": repr(PROCESS),
@@ -330,15 +299,6 @@ def _context(
             "sigma_min": SIGMA_MIN,
             "dtype": dtype,
             "error": error,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "hardware": {
-            "cpu": cpu_model(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
         },
     }
 
@@ -357,13 +317,3 @@ def _record(results: Results) -> dict[str, Any]:
         },
         "cells": [vars(cell) for cell in results.cells],
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name, as the operating system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
