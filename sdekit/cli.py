@@ -33,6 +33,7 @@ from .bench.tolerance_report import print_tolerance_report
 from .sample_cli import sample
 from .solvers.registry import methods as registered
 from .terminal import console, refuse, words
+from .verify_cli import verify
 from .workers import torchrun
 
 ConfigT = TypeVar("ConfigT", SuiteConfig, SdeConfig, ToleranceConfig)
@@ -45,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(sample)
+app.command()(verify)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -69,8 +69,12 @@ def load_model(name: str, weights: Path | None, device: torch.device) -> NamedMo
     return NamedModel(denoiser, shape, process if isinstance(process, AffineSDE) else None)
 
 
-def _made(name: str) -> Callable[..., Tensor]:
-    """Call a factory."""
+def imported(name: str) -> object:
+    """Import ``"package.module:attribute"``, or a module, also from the working directory.
+
+    Raises:
+        ValueError: If there is no such thing, or importing it fails.
+    """
     module, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as for python -m; a command does not have it
@@ -78,13 +82,20 @@ def _made(name: str) -> Callable[..., Tensor]:
         found = importlib.import_module(module)
     except Exception as error:
         raise ValueError(f"cannot import {module!r}: {_said(error)}") from error
-    factory = getattr(found, attribute, None)
+    if not attribute:
+        return found
+    if not hasattr(found, attribute):
+        raise ValueError(f"{module!r} has no {attribute!r}")
+    return getattr(found, attribute)
+
+
+def _made(name: str) -> Callable[..., Tensor]:
+    """Call a factory."""
+    factory = imported(name)
     if not callable(factory):
         raise ValueError(
-            f"{attribute!r} of {module!r} is not callable; --model names a function that takes nothing "
-            "and returns a denoiser"
-            if hasattr(found, attribute)
-            else f"{module!r} has no {attribute!r}"
+            f"{name} is not callable; --model names a function that takes nothing and returns a "
+            "denoiser"
         )
     try:
         denoiser = factory()

@@ -204,7 +204,7 @@ GOOD = {"--model": "toy_models:law", "--steps": "3", "-n": "4"}
         ({"--model": "no_such_module:make"}, "cannot import 'no_such_module'"),
         ({"--model": "toy_broken:make"}, "cannot import 'toy_broken'"),
         ({"--model": "toy_models:other"}, "has no 'other'"),
-        ({"--model": "toy_models:value"}, "'value' of 'toy_models' is not callable"),
+        ({"--model": "toy_models:value"}, "toy_models:value is not callable"),
         ({"--model": "toy_models:number"}, "returned int"),
         ({"--model": "toy_models:fails"}, "RuntimeError: no weights anywhere"),
         ({"--model": "toy_models:takes"}, "failed: TypeError"),
