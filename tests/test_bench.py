@@ -29,6 +29,18 @@ def invoke(*args: str):
 
 
 @pytest.fixture(scope="module")
+def reference():
+    """The reference of the problem that most tests take, which takes longer than all else."""
+    return solve_reference(make_problem("mixture2d", samples=4))
+
+
+@pytest.fixture
+def solved(reference, monkeypatch):
+    """Benchmarks of that problem do not solve it again."""
+    monkeypatch.setattr(bench_runner, "solve_reference", lambda problem: reference)
+
+
+@pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """One tiny run through the command: the folder it wrote and what it printed."""
     folder = tmp_path_factory.mktemp("bench")
@@ -85,7 +97,7 @@ def test_an_adaptive_method_is_run_on_tolerances():
     assert loose.nfe < tight.nfe <= tight.nfe_max
 
 
-def test_a_method_that_is_adaptive_only_takes_no_grid(tmp_path, capsys):
+def test_a_method_that_is_adaptive_only_takes_no_grid(tmp_path, capsys, solved):
     for methods in (("euler", "variable_adams"), ("variable_adams",)):
         config = Config(("mixture2d",), methods, budgets=(8, 16), rtols=(1e-2, 1e-6), samples=4)
         results = run_benchmark(config)
@@ -97,7 +109,7 @@ def test_a_method_that_is_adaptive_only_takes_no_grid(tmp_path, capsys):
         assert ("error within" in capsys.readouterr().out) == ("euler" in methods)
 
 
-def test_failures_are_recorded_and_drawn(tmp_path, monkeypatch, capsys):
+def test_failures_are_recorded_and_drawn(tmp_path, monkeypatch, capsys, solved):
     monkeypatch.setattr(bench_runner, "MAX_NFE", 50)
     config = Config(("mixture2d",), ("euler", "dopri5"), budgets=(6,), rtols=(1e-6,), samples=4)
 
@@ -108,8 +120,6 @@ def test_failures_are_recorded_and_drawn(tmp_path, monkeypatch, capsys):
             raise sk.SolveError("not finite")
         return solve(self, method, rtol=rtol, **options)
 
-    reference = solve_reference(make_problem("mixture2d", samples=4))
-    monkeypatch.setattr(bench_runner, "solve_reference", lambda problem: reference)
     monkeypatch.setattr(bench_runner.Problem, "solve", breaks)
     results = run_benchmark(config)
     assert [cell.status for cell in results.cells] == ["not finite", "success", "max_nfe"]
@@ -208,9 +218,9 @@ def test_the_start_is_reproducible(name):
     assert 40 < first.start.std() < 120
 
 
-def test_the_reference_is_reproducible():
-    references = [solve_reference(make_problem("mixture2d", samples=2, seed=3)) for _ in range(2)]
-    assert torch.equal(references[0].x, references[1].x)
+def test_the_reference_is_reproducible(reference):
+    again = solve_reference(make_problem("mixture2d", samples=4))
+    assert torch.equal(reference.x, again.x)
 
 
 def test_importing_the_package_does_not_load_the_command_line():

@@ -124,14 +124,20 @@ def start():
     return LAW.sample(1500, SIGMA_MAX, seed=0, dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def judge():
+    """Its quantiles take longer than to judge."""
+    return Judge(LAW, SIGMA_MIN)
+
+
 @pytest.mark.parametrize("name", SDE_PEERS)
-def test_a_peer_draws_from_the_law(name, start):
+def test_a_peer_draws_from_the_law(name, start, judge):
     state = torch.get_rng_state()
     budget = 120 if "noise" in name else 60  # extrapolated noise overshoots on long steps
     x, nfe = drawn(name, start, budget // SDE_PEERS[name].nfe_per_step)
     assert x.dtype == torch.float32
     assert nfe == budget
-    assert Judge(LAW, SIGMA_MIN)(x).cf < BIASED.get(name, 0.12)
+    assert judge(x).cf < BIASED.get(name, 0.12)
     assert torch.equal(torch.get_rng_state(), state)
     few = start[:3]
     for grid in SDE_PEERS[name].grids:

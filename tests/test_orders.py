@@ -31,16 +31,19 @@ TABLEAUS = {
 class Setting(NamedTuple):
     """Where an order is measured: levels from which and to which, and numbers of steps."""
 
-    highs: tuple[float, ...]
+    high: float
     low: float
     steps: list[int]
     floor: float = 1e-14
 
 
 # Where the order shows on numbers of steps of its own. The Bayesian weights level off at 1e-8.
-# DPM-Solver's groups are alike for multiples of 3, and remember nothing.
+# DPM-Solver's groups are alike for multiples of 3, and remember nothing. The third slope of two
+# methods adds an error of the next order that is large.
 STEPS = {
     "bayesian_adams": [48, 72, 96],
+    "lms3": [192, 288, 384],
+    "deis_t3": [192, 288, 384],
     "dpmpp_singlestep_2": [72, 96, 144],
     "dpmpp_singlestep_3": [72, 96, 144],
 }
@@ -50,20 +53,20 @@ def setting(name: str, law: str) -> Setting:
     """Where the order of a method shows, on the mixture and on the Gaussian.
 
     A scheme that remembers slopes starts with a few steps of low order, whose error a wide range
-    hides: hence also the range from σ = 2; and it takes more steps for its order to show. The errors
+    hides: hence the range from σ = 2; and it takes more steps for its order to show. The errors
     of orders 5 and 8 reach round-off first, unless the range is one on which the mixture is
     smoother, or one on which the error on a Gaussian is larger.
     """
     scheme = FLOWS[name].scheme
     if scheme.order <= 4:
         remembers = scheme.nfe_per_step < scheme.order
-        steps = STEPS.get(name, [192, 288, 384] if remembers else [48, 72, 96])
-        return Setting((HIGH, 2.0) if law == "product" else (HIGH,), LOW, steps)
+        steps = STEPS.get(name, [96, 144, 192] if remembers else [32, 48, 72])
+        return Setting(2.0 if remembers and law == "product" else HIGH, LOW, steps)
     if scheme.order == 5:
         if law == "product":
-            return Setting((HIGH,), 0.5, [24, 32, 48, 64], floor=5e-15)
-        return Setting((10.0,), 0.03, [96, 128, 192], floor=2e-15)
-    return Setting((HIGH,), 0.5 if law == "product" else LOW, [8, 10, 12, 16])
+            return Setting(HIGH, 0.5, [24, 32, 48, 64], floor=5e-15)
+        return Setting(10.0, 0.03, [64, 96, 144], floor=2e-15)
+    return Setting(HIGH, 0.5 if law == "product" else LOW, [8, 10, 12, 16])
 
 
 # On Gaussian data the error of some methods cancels. Midpoint in σ: with x² = λ + σ² the error of
@@ -90,24 +93,23 @@ def processes(name: str) -> list[sk.AffineSDE]:
 
 def cases(law: str) -> list:
     return [
-        pytest.param(name, process, high, id=f"{name}-{type(process).__name__}-{high:g}")
+        pytest.param(name, process, id=f"{name}-{type(process).__name__}")
         for name in FLOWS
         for process in processes(name)
-        for high in setting(name, law).highs
         if law == "product" or GAUSSIAN_ORDER.get((name, type(process)), 0) is not None
     ]
 
 
-@pytest.mark.parametrize(("name", "process", "high"), cases("product"))
-def test_order_on_a_mixture(name, process, high, product):
-    solver, (_, low, steps, floor) = FLOWS[name], setting(name, "product")
+@pytest.mark.parametrize(("name", "process"), cases("product"))
+def test_order_on_a_mixture(name, process, product):
+    solver, (high, low, steps, floor) = FLOWS[name], setting(name, "product")
     order = flow_order(solver, product, process, high, low, steps, floor=floor)
     assert order == pytest.approx(solver.scheme.order, abs=0.15)
 
 
-@pytest.mark.parametrize(("name", "process", "high"), cases("gaussian"))
-def test_order_on_a_gaussian(name, process, high, gaussian):
-    solver, (_, low, steps, floor) = FLOWS[name], setting(name, "gaussian")
+@pytest.mark.parametrize(("name", "process"), cases("gaussian"))
+def test_order_on_a_gaussian(name, process, gaussian):
+    solver, (high, low, steps, floor) = FLOWS[name], setting(name, "gaussian")
     expected = GAUSSIAN_ORDER.get((name, type(process)), solver.scheme.order)
     order = flow_order(solver, gaussian, process, high, low, steps, floor=floor)
     assert order == pytest.approx(expected, abs=0.15)
@@ -192,7 +194,7 @@ def test_a_damaged_coefficient_is_caught(name, product):
     process = processes(name)[0]
     low = 0.5 if solver.scheme.order == 5 else LOW
     measure = partial(
-        flow_order, law=product, process=process, low=low, steps=[24, 36, 54], batch=8
+        flow_order, law=product, process=process, low=low, steps=[16, 24, 36], batch=8
     )
     assert abs(measure(solver) - solver.scheme.order) < 0.25  # the same measurement, undamaged
     for tableau in damaged(solver.scheme.tableau):

@@ -407,8 +407,13 @@ NAMESAKES = {
 # second stage is not the paper's (see `singlestep`).
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", NAMESAKES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float64) for name in NAMESAKES),
+        *((name, torch.float32) for name in [*NAMESAKES][::3]),
+    ],
+)
 def test_a_namesake_is_its_peer(name, dtype):
     """Same start, same trained network, same grid: the same samples, to the round-off of both."""
     peer, *inside = NAMESAKES[name]

@@ -40,7 +40,7 @@ def test_prepared_is_solve(name, grad, x, product):
     options = {"method": name, "steps": 5, **GIVEN}
     with torch.set_grad_enabled(grad):
         prepared = sk.prepare(flow, x, **options)
-        states = [x, 0.5 * x, x[:2], x]
+        states = [x, 0.5 * x[:2], x]
         results = [prepared(state) for state in states]
         expected = [sk.solve(flow, state, **options).x for state in states]
     assert all(torch.equal(r, e) for r, e in zip(results, expected, strict=True))
@@ -177,7 +177,8 @@ def test_gradients_flow_where_they_are_asked_for_only(x):
 
 # ---- compilation ----
 
-COMPILED = ["adams3", "bayesian_adams", "dpmpp_2m", "rk4", "heun_t", "unipc_bh2_2", "etd_rk4"]
+# With a corrector, with a step that is one lerp, with stages, and in the process's own time.
+COMPILED = ["adams3", "dpmpp_2m", "rk4", "heun_t"]
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])

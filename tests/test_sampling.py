@@ -33,12 +33,12 @@ def scale(process: sk.AffineSDE, sigma: float) -> float:
 def test_all_families_reach_the_same_samples():
     """VP, VE, sub-VP, EDM and rectified flow, each in its own time, from the same x̂: to 1e-8."""
     high, low = 80.0, 0.02
-    x_hat = MIXTURE.sample(8, high, seed=0)
+    x_hat = MIXTURE.sample(4, high, seed=0)
     ends = []
     for process in (sk.VP(), sk.VE(0.01, 90.0), sk.SubVP(), sk.EDM(), sk.RectifiedFlow()):
         flow = process.probability_flow(MIXTURE)
         x = x_hat * scale(process, high)
-        solved = sk.solve(flow, x, method="dopri5_t", sigmas=[high, low], rtol=1e-11, atol=1e-11)
+        solved = sk.solve(flow, x, method="dopri5_t", sigmas=[high, low], rtol=1e-10, atol=1e-10)
         ends.append(solved.x / scale(process, low))
     for end in ends[1:]:
         assert (end - ends[0]).abs().max() < 1e-8
@@ -125,18 +125,17 @@ def test_a_user_s_flow_transports_the_density():
     sde = Sheared()
     flow = sde.probability_flow(exact_score(sde))
     x = torch.randn((3, 2), generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-    solve = lambda x: sk.solve(flow, x, method="rk4_t", times=np.linspace(1.0, 0.3, 33)).x  # noqa: E731
-    y = solve(x)
-    log_det = torch.stack(
-        [torch.autograd.functional.jacobian(lambda v: solve(v[None])[0], v) for v in x]
-    ).slogdet()[1]
+    x.requires_grad_()
+    y = sk.solve(flow, x, method="rk4_t", times=np.linspace(1.0, 0.3, 33)).x
+    rows = [torch.autograd.grad(total, x, retain_graph=True)[0] for total in y.sum(0)]
+    log_det = torch.stack(rows, 1).slogdet()[1]
     t = torch.tensor([1.0, 0.3], dtype=DOUBLE)
     torch.testing.assert_close(
         sde.log_prob(y, t[1]) + log_det, sde.log_prob(x, t[0]), atol=1e-7, rtol=0
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(
     levels=st.lists(st.floats(0.05, 50.0), min_size=3, max_size=3, unique=True),
     seed=st.integers(0, 100),
@@ -235,7 +234,7 @@ def test_sample_matches_the_law():
     mean, cov = MIXTURE.moments()
     assert (x.mean(0) - mean).abs().max() < 4 * float(cov.diagonal().max() / 20000) ** 0.5
     torch.testing.assert_close(x.T.cov(), cov, rtol=0, atol=0.06)
-    noisy = sk.sample(sk.EDM(), MIXTURE, (20000, 3), method="euler_maruyama", steps=300, seed=0)
+    noisy = sk.sample(sk.EDM(), MIXTURE, (20000, 3), method="euler_maruyama", steps=150, seed=0)
     assert noisy.dtype == torch.float32
     torch.testing.assert_close(noisy.T.cov().double(), cov, rtol=0, atol=0.06)
 
@@ -402,11 +401,11 @@ def test_a_budget_is_each_sample_s_own():
     x = MIXTURE.sample(12, 80.0, seed=0)
     free = sk.solve(FLOW, x, sigmas=grid, rtol=1e-6)
     budget = int(np.median(free.stats.nfe_per_sample))
+    alone = [sk.solve(FLOW, row[None], sigmas=grid, rtol=1e-6, max_nfe=budget) for row in x]
+    assert 0 < sum(one.status == "success" for one in alone) < 12
     for trajectory in (False, True):
         kept = sk.solve(FLOW, x, sigmas=grid, rtol=1e-6, max_nfe=budget, trajectory=trajectory)
         assert kept.nfe <= budget
-        alone = [sk.solve(FLOW, row[None], sigmas=grid, rtol=1e-6, max_nfe=budget) for row in x]
-        assert 0 < sum(one.status == "success" for one in alone) < 12
         torch.testing.assert_close(kept.x, torch.cat([one.x for one in alone]), rtol=0, atol=1e-10)
     arrived = torch.tensor([one.status == "success" for one in alone])
     assert torch.equal(kept.trajectory[-1, arrived], kept.x[arrived])
@@ -482,7 +481,7 @@ def test_fixed_grids_read_nothing_from_the_device(name, monkeypatch):
     # on the check-sums: never in a step.
     assert set(reads) <= {"numpy"}
     reads.clear()
-    finer = sk.grids.karras(80, 80.0, 0.02)
+    finer = sk.grids.karras(24, 80.0, 0.02)
     sk.solve(problem, x, method=name, sigmas=finer, sigma_data=1.0, seed=0)
     assert len(reads) == before
 

@@ -26,7 +26,7 @@ from sdekit.solvers.stochastic_rk import SPARK, StochasticRK
 HIGH, LOW = 3.0, 0.3
 DATA = Modes([1.0], [0.15], [0.2])
 DEGREE = 64
-STEPS = (24, 40, 64)
+STEPS = {"seeds_3": (24, 40, 64)}  # where the order shows later than for the others
 FUNCTIONS = (
     lambda x: np.cos(1.3 * x),
     lambda x: np.sin(x),
@@ -120,15 +120,15 @@ ONE_STEP = [
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_weak_order_on_a_mixture(name):
     """Noise between steps of the flow is exact in law: started in the law, it has the flow's order."""
-    scheme = STOCHASTIC[name].scheme
+    scheme, steps = STOCHASTIC[name].scheme, STEPS.get(name, (16, 28, 48))
     if (
         not isinstance(scheme, sk.Churn) and name != "er_sde_1"
     ):  # who share but the law with the SDE
-        order = measure_order(lambda n: mixture_errors(name, n)[0], STEPS)
+        order = measure_order(lambda n: mixture_errors(name, n)[0], steps)
         assert order == pytest.approx(scheme.weak_order, abs=0.25)
     between = isinstance(scheme, sk.Ancestral) and not scheme.large
     expected = scheme.scheme.order if between else scheme.weak_order
-    order = measure_order(lambda n: mixture_errors(name, n)[1], STEPS)
+    order = measure_order(lambda n: mixture_errors(name, n)[1], steps)
     assert order == pytest.approx(expected, abs=0.25)
 
 

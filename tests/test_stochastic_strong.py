@@ -135,5 +135,5 @@ def test_all_processes_converge_to_the_same_samples(name, process):
         result = solved(solver, MIXTURE, x_hat, sigmas, path, process=process)
         return float((result - exact).square().mean().sqrt())
 
-    order = measure_order(error, (32, 64, 128), scale=10.0)
+    order = measure_order(error, (24, 48, 96), scale=10.0)
     assert order == pytest.approx(solver.scheme.strong_order, abs=0.25)

