@@ -1,6 +1,6 @@
 """sdekit: solve the differential equations of diffusion models, and know how wrong each answer is."""
 
-from . import distributions, eta, grids, parallel
+from . import distributions, eta, grids, losses, parallel
 from .adapters import (
     NetworkDenoiser,
     fit_batch,
@@ -16,6 +16,7 @@ from .brownian import GridPath, IndependentNoise, NoiseSource, TorchsdeNoise
 from .chains import Chain, langevin, ncsn_epsilon, ncsn_levels
 from .clock import Clock
 from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, Noise, Velocity
+from .critically_damped import CriticallyDamped
 from .denoisers import Conditioned, EDMDenoiser, FixedBatch
 from .digits import load_digits_denoiser
 from .distributions import Empirical, Gaussian, GaussianMixture, Product
@@ -27,6 +28,8 @@ from .forward import simulate
 from .guidance import ClassifierFree, ClassifierGuided, cfg_plus_plus
 from .inverse import DPS, LinearObservation, MaskedObservation, PiGDM, Replaced
 from .likelihood import Likelihood, log_likelihood
+from .linear import LinearLaw, LinearSDE
+from .linear_solver import ExactNoiseEuler, linear_paths
 from .path import BrownianPath
 from .preconditioned import GaussianPreconditioned, Preconditioned
 from .prepared import Prepared, prepare
@@ -58,6 +61,7 @@ from .stepwise import Query, State, Stepwise, stepwise
 from .stochasticity import EtaSteps
 from .thresholding import DynamicThreshold, StaticThreshold
 from .weights import load_weights
+from .whitened import Whitened
 
 __version__ = "0.1.0"
 
@@ -83,6 +87,7 @@ __all__ = [
     "Controller",
     "Coordinates",
     "CosineVP",
+    "CriticallyDamped",
     "DPMMultistep",
     "DPMSinglestep",
     "DiscreteVP",
@@ -93,6 +98,7 @@ __all__ = [
     "EtaSteps",
     "EulerMaruyama",
     "Exact",
+    "ExactNoiseEuler",
     "ExponentialRK",
     "ExponentialTableau",
     "FittedGrid",
@@ -109,7 +115,9 @@ __all__ = [
     "Interpolated",
     "LangevinCorrector",
     "Likelihood",
+    "LinearLaw",
     "LinearObservation",
+    "LinearSDE",
     "LogData",
     "LogNoise",
     "MaskedObservation",
@@ -152,6 +160,7 @@ __all__ = [
     "UniPC",
     "VariableAdams",
     "Velocity",
+    "Whitened",
     "cfg_plus_plus",
     "distributions",
     "encode",
@@ -166,9 +175,11 @@ __all__ = [
     "grids",
     "langevin",
     "levels",
+    "linear_paths",
     "load_digits_denoiser",
     "load_weights",
     "log_likelihood",
+    "losses",
     "methods",
     "ncsn_epsilon",
     "ncsn_levels",
