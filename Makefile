@@ -39,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build docs/_generated results
+	rm -rf $(VENV) docs/_build docs/_generated docs/examples results
