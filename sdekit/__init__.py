@@ -29,7 +29,7 @@ from .guidance import ClassifierFree, ClassifierGuided, cfg_plus_plus
 from .inverse import DPS, LinearObservation, MaskedObservation, PiGDM, Replaced
 from .likelihood import Likelihood, log_likelihood
 from .linear import LinearLaw, LinearSDE
-from .linear_solver import ExactNoiseEuler, linear_paths
+from .linear_solver import ExactNoiseEuler
 from .path import BrownianPath
 from .preconditioned import GaussianPreconditioned, Preconditioned
 from .prepared import Prepared, prepare
@@ -175,7 +175,6 @@ __all__ = [
     "grids",
     "langevin",
     "levels",
-    "linear_paths",
     "load_digits_denoiser",
     "load_weights",
     "log_likelihood",

@@ -12,6 +12,8 @@ from torch import Tensor
 from .affine import AffineSDE
 from .brownian import NoiseSource
 from .inputs import Array, check_state, check_times, named_solver, noise_source
+from .linear import LinearSDE
+from .linear_solver import linear_transition
 from .sde import ForwardSDE, Model, ReverseSDE
 from .solvers.fixed import integrate_fixed
 from .solvers.registry import Solver
@@ -54,7 +56,7 @@ def simulate(
         times: Strictly increasing times, at least two.
         method: ``"euler_maruyama_t"``, or ``"milstein_t"``. Left out, the exact transition of an
             affine process, ``x_t = (s_t/s_s) x_s + s_t (B(σ_t²) − B(σ_s²))``, which has no error at
-            any step; for others ``"euler_maruyama_t"``.
+            any step, or that of a linear SDE; for others ``"euler_maruyama_t"``.
         seed: Seed of the noise, or one seed per sample.
         noise: Source of noise, instead of a seed: on the clock ``σ²`` for the exact transition, else on
             that of the times.
@@ -80,6 +82,8 @@ def simulate(
     check_times(grid, process)
     if method is None and isinstance(process, AffineSDE):
         step = _transition(process, grid, source)
+    elif method is None and isinstance(process, LinearSDE):
+        step = linear_transition(process, x, grid, source)
     else:
         scheme = named_solver("euler_maruyama_t" if method is None else method).scheme
         if not isinstance(scheme, EulerMaruyama | Milstein):

@@ -1,4 +1,4 @@
-"""Steps of linear SDEs whose noise is exact: forward paths, and Euler steps of reverse SDEs."""
+"""Steps of linear SDEs whose noise is exact: transitions, and Euler steps of reverse SDEs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .brownian import NoiseSource
 from .clock import TIME
-from .inputs import check_state, check_times, noise_source
 from .linear import LinearSDE
 from .linear_kernels import Array, Coefficients, collocated_kernel
-from .solvers.fixed import integrate_fixed
 from .solvers.scheme import Scheme, Step
 from .solvers.view import View, floats
 
@@ -60,51 +57,29 @@ class ExactNoiseEuler(Scheme):
         return step
 
 
-def linear_paths(
-    process: LinearSDE,
-    x: Tensor,
-    times: ArrayLike,
-    *,
-    seed: int | Sequence[int] | None = None,
-    noise: NoiseSource | None = None,
-) -> Tensor:
-    """Simulate paths of a linear SDE with its exact transitions: no error at any step.
+def linear_transition(process: LinearSDE, x: Tensor, grid: Array, noise: NoiseSource) -> Step:
+    """Prepare the exact transitions of a linear SDE: no error at any step.
 
     Args:
         process: The SDE.
-        x: States at ``times[0]``, ``(B, d)``, float32 or float64.
-        times: Strictly increasing times, at least two.
-        seed: Seed of the noise, or one seed per sample.
-        noise: Source of noise on the clock of the times, instead of a seed.
-
-    Returns:
-        States at all times, ``(len(times), B, d)``.
+        x: A state, ``(B, d)``.
+        grid: Strictly increasing times.
+        noise: Source of noise on the clock of the times.
 
     Raises:
-        TypeError: If an argument is of the wrong kind.
-        ValueError: If the times do not increase, or the state has another dimension.
-        SolveError: If a state becomes non-finite.
+        ValueError: If the state has another dimension.
     """
-    if not isinstance(process, LinearSDE):
-        raise TypeError(f"process is a {type(process).__name__}; pass a LinearSDE")
-    source = noise_source(seed, noise)
-    check_state(x)
     if x.shape[1:] != (process.dim,):
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (B, {process.dim})")
-    grid = np.asarray(times, dtype=np.float64)
-    if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) > 0):
-        raise ValueError(f"times = {times!r}; give at least two, strictly increasing")
-    check_times(grid, process)
     kernels = [process.kernel(*interval) for interval in pairwise(grid)]
     matrices = [torch.as_tensor(k.matrix).to(x) for k in kernels]
     shifts = [torch.as_tensor(k.shift).to(x) for k in kernels]
-    draw = _draws([_root(k.cov) for k in kernels], grid, source, x)
+    draw = _draws([_root(k.cov) for k in kernels], grid, noise, x)
 
     def step(n: int, x: Tensor) -> Tensor:
         return torch.addmm(shifts[n], x, matrices[n].mT) + draw(n, x)
 
-    states = integrate_fixed(step, x, grid, "t", save=True, progress=False, repeatable=False)
-    return torch.stack([x, *states])
+    return step
 
 
 def _accumulated(sde: LinearSDE, start: float, end: float) -> Array:

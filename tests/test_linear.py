@@ -215,7 +215,7 @@ def test_exact_paths_have_the_joint_law_of_the_process(sde):
     times, d = [0.0, 0.1, 0.15, 0.9], sde.dim
     root = tensor(RNG.normal(size=(d, d)))
     m0, C0 = tensor(RNG.normal(size=d)), root @ root.mT
-    path = sk.linear_paths(sde, probes(m0, root, 3, d), times, noise=Probe(d + 1))
+    path = sk.simulate(sde, probes(m0, root, 3, d), times, noise=Probe(d + 1))
     for i, t in enumerate(times):
         mean, cov = law_of(path[i])
         torch.testing.assert_close(mean, sde.mean(m0, t), rtol=1e-12, atol=1e-12)
@@ -229,13 +229,13 @@ def test_exact_paths_have_the_joint_law_of_the_process(sde):
     torch.testing.assert_close(cov, tensor(sde.kernel(0.1, 0.9).cov))
 
 
-def test_simulate_takes_a_linear_sde():
+def test_euler_maruyama_takes_a_linear_sde():
     """Euler–Maruyama: ``C ← (I + h K) C (I + h K)ᵀ + h G Gᵀ``."""
     sde = random_sde(3)
     K, b, gram = (tensor(v) for v in sde.coefficients(np.array(0.0)))
     times, h, m, C = np.linspace(0, 1, 5), 0.25, tensor([1.0, 2.0, 3.0]), 0.3 * torch.eye(3)
     x = probes(m, 0.3**0.5 * torch.eye(3), 4, 2)
-    path = sk.simulate(sde, x, times, noise=Probe(4))
+    path = sk.simulate(sde, x, times, method="euler_maruyama_t", noise=Probe(4))
     C, step = C.double(), torch.eye(3) + h * K
     for _ in range(4):
         m, C = step @ m + h * b, step @ C @ step.mT + h * gram
@@ -570,9 +570,8 @@ REFUSED = {
     "mass = 0": lambda: sk.CriticallyDamped(1, mass=0.0),
     "data_dim = 0": lambda: sk.CriticallyDamped(0),
     "the process 2": lambda: sk.CriticallyDamped(2).extended_law(mixture(3)),
-    "pass a LinearSDE": lambda: sk.linear_paths(sk.VP(), torch.zeros(1, 2), [0.0, 1.0]),
-    "strictly increasing": lambda: sk.linear_paths(CONSTANT, torch.zeros(1, 2), [1.0, 0.0]),
-    r"must be \(B, 2\)": lambda: sk.linear_paths(CONSTANT, torch.zeros(1, 3), [0.0, 1.0]),
+    "strictly increasing": lambda: sk.simulate(CONSTANT, torch.zeros(1, 2), [1.0, 0.0]),
+    r"must be \(B, 2\)": lambda: sk.simulate(CONSTANT, torch.zeros(1, 3), [0.0, 1.0]),
     "needs a LinearSDE": lambda: sk.solve(
         sk.VP().reverse(mixture(2)),
         torch.zeros(1, 2),
