@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -22,11 +23,11 @@ class Recorded:
 
     def increment(self, a: float, b: float, like: Tensor) -> Tensor:
         """The next number, with variance ``b − a``."""
-        return next(self._numbers).to(like) * (b - a) ** 0.5
+        return self.normal(like) * math.sqrt(b - a)
 
     def area(self, a: float, b: float, like: Tensor) -> Tensor:
         """The next number, with variance ``(b − a)/12``."""
-        return next(self._numbers).to(like) * ((b - a) / 12) ** 0.5
+        return self.normal(like) * math.sqrt((b - a) / 12)
 
     def normal(self, like: Tensor) -> Tensor:
         """The next number."""

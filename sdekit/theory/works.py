@@ -38,6 +38,11 @@ WORKS = {
         "Vincent", 2011, "A connection between score matching and denoising autoencoders"
     ),
     "sarkka": Work("Särkkä and Solin", 2019, "Applied Stochastic Differential Equations"),
+    "roberts": Work(
+        "Roberts and Tweedie",
+        1996,
+        "Exponential convergence of Langevin distributions and their discrete approximations",
+    ),
     "risken": Work("Risken", 1989, "The Fokker-Planck Equation"),
     "song2019": Work(
         "Song and Ermon",
