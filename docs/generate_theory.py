@@ -16,8 +16,10 @@ def _read(name: str) -> Record:
     return record
 
 
-def _power(value: float) -> str:
+def _power(value: float | None) -> str:
     """Write a residual in two digits."""
+    if value is None:
+        return "not finite"
     if value == 0:
         return "0"
     digits, exponent = f"{value:.1e}".split("e")
@@ -25,20 +27,24 @@ def _power(value: float) -> str:
 
 
 def claims(record: Record) -> str:
-    """Return the claims that hold: statement, source, residual, tolerance."""
-    rows: list[tuple[str, ...]] = [("claim", "statement", "source", "residual", "tolerance")]
-    rows += [
-        (
-            f"{f['title']}",
-            f"`{f['statement']}`",
-            f["cited"],
-            _power(f["residual"]),
-            _power(f["tolerance"]),
+    """Return the claims that hold, by their first tag: statement, source, residual, tolerance."""
+    topics: dict[str, list[tuple[str, ...]]] = {}
+    for f in record["findings"]:
+        if f["verdict"] != "holds":
+            continue
+        rows = topics.setdefault(
+            f["tags"][0], [("claim", "statement", "source", "residual", "tolerance")]
         )
-        for f in record["findings"]
-        if f["verdict"] == "holds"
-    ]
-    return table(rows)
+        rows.append(
+            (
+                f["title"],
+                f"`{f['statement']}`",
+                f["cited"],
+                _power(f["residual"]),
+                _power(f["tolerance"]),
+            )
+        )
+    return "\n\n".join(f"### {topic}\n\n{table(rows)}" for topic, rows in sorted(topics.items()))
 
 
 def misprints(record: Record) -> str:

@@ -81,7 +81,7 @@ def imported(name: str) -> object:
     try:
         found = importlib.import_module(module)
     except Exception as error:
-        raise ValueError(f"cannot import {module!r}: {_said(error)}") from error
+        raise ValueError(f"cannot import {module!r}: {said(error)}") from error
     if not attribute:
         return found
     if not hasattr(found, attribute):
@@ -100,7 +100,7 @@ def _made(name: str) -> Callable[..., Tensor]:
     try:
         denoiser = factory()
     except Exception as error:
-        raise ValueError(f"{name} failed: {_said(error)}") from error
+        raise ValueError(f"{name} failed: {said(error)}") from error
     if not callable(denoiser):
         raise ValueError(
             f"{name} returned {type(denoiser).__name__}; it must return a denoiser, a callable "
@@ -127,7 +127,7 @@ def _from_pipeline(folder: Path) -> tuple[Callable[..., Tensor], tuple[int, ...]
         model, scheduler = parts.values()
         denoiser = from_diffusers(model, scheduler)
     except Exception as error:
-        raise ValueError(f"cannot read the pipeline in {folder}: {_said(error)}") from error
+        raise ValueError(f"cannot read the pipeline in {folder}: {said(error)}") from error
     channels, size = (model.config.get(key) for key in ("in_channels", "sample_size"))
     if channels is None or size is None:
         return denoiser, None
@@ -142,9 +142,9 @@ def _fill(denoiser: Callable[..., Tensor], weights: Path) -> None:
     try:
         network.load_state_dict(load_weights(weights))
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the weights of {weights} do not fit: {_said(error)}") from error
+        raise ValueError(f"the weights of {weights} do not fit: {said(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return what an error says, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -48,11 +48,13 @@ class CriticallyDamped(LinearSDE):
         T: float = 1.0,
         t_min: float = 0.0,
     ) -> None:
+        if isinstance(data_dim, bool) or not isinstance(data_dim, int):
+            raise TypeError(f"data_dim is a {type(data_dim).__name__}; it must be a whole number")
         if data_dim < 1:
             raise ValueError(f"data_dim = {data_dim}; it must be at least 1")
         for name, value in (("mass", mass), ("gamma", gamma), ("beta", beta)):
-            if not callable(value) and not value > 0:
-                raise ValueError(f"{name} = {value}; it must be positive")
+            if not callable(value) and not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value}; it must be positive and finite")
         self.data_dim, self.mass, self.gamma = data_dim, float(mass), float(gamma)
         friction = 2 * math.sqrt(mass)
         eye = torch.eye(data_dim, dtype=torch.float64)
@@ -64,7 +66,7 @@ class CriticallyDamped(LinearSDE):
             super().__init__(
                 lambda t: rate(t) * drift.to(t),
                 zero,
-                lambda t: rate(t).sqrt() * noise.to(t),
+                lambda t: torch.sqrt(rate(t)) * noise.to(t),
                 T=T,
                 t_min=t_min,
             )
@@ -79,6 +81,8 @@ class CriticallyDamped(LinearSDE):
 
     def extended(self, x: Tensor, *, seed: int) -> Tensor:
         """Append velocities drawn from N(0, γ M I) to data ``(B, d)``: states ``(B, 2 d)``."""
+        if x.shape[1:] != (self.data_dim,):
+            raise ValueError(f"x has shape {tuple(x.shape)}; data are (B, {self.data_dim})")
         v = IndependentNoise(seed).normal(x) * math.sqrt(self.gamma * self.mass)
         return torch.cat([x, v], dim=1)
 
@@ -101,4 +105,6 @@ class CriticallyDamped(LinearSDE):
 
     def data_part(self, state: Tensor) -> Tensor:
         """The data ``(B, d)`` in states ``(B, 2 d)``."""
+        if state.shape[1:] != (self.dim,):
+            raise ValueError(f"state has shape {tuple(state.shape)}; states are (B, {self.dim})")
         return state[:, : self.data_dim]

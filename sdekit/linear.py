@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .affine import check_times
 from .distributions import Gaussian, GaussianMixture
-from .distributions.base import parameter
-from .distributions.eigen import weighted_cov
+from .distributions.base import check_dtype, parameter
+from .distributions.eigen import factor, weighted_cov
 from .linear_kernels import (
     Array,
     Coefficients,
@@ -33,7 +33,7 @@ from .linear_kernels import (
     constant_kernel,
     identity,
 )
-from .sde import ForwardSDE
+from .sde import ForwardSDE, expand
 
 Coefficient: TypeAlias = Callable[[Tensor], Tensor] | object
 """A constant (list, array or tensor), or a callable of a time ``()`` that returns a tensor."""
@@ -80,13 +80,14 @@ class LinearSDE(ForwardSDE):
             for name, value in (("K", K), ("b", b), ("G", G))
         }
         self.constant = not any(map(callable, self._coefficients.values()))
+        self._shapes: dict[str, torch.Size] = {}
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self._kernels: dict[tuple[float, float], Kernel] = {}
         time = torch.tensor(self.T, dtype=torch.float64)
         shapes = {name: tuple(self._value(name, time).shape) for name in self._coefficients}
         self.dim = shapes["K"][0] if shapes["K"] else 0
         d = self.dim
-        if shapes["K"] != (d, d) or shapes["b"] != (d,) or shapes["G"][:-1] != (d,):
+        if not d or shapes["K"] != (d, d) or shapes["b"] != (d,) or shapes["G"][:-1] != (d,):
             raise ValueError(
                 f"K, b and G have shapes {shapes['K']}, {shapes['b']} and {shapes['G']}; they must be "
                 "(d, d), (d,) and (d, m)"
@@ -110,6 +111,11 @@ class LinearSDE(ForwardSDE):
         result = value(t)
         if not isinstance(result, Tensor):
             raise TypeError(f"{name}(t) returned {type(result).__name__}; it must return a tensor")
+        shape = self._shapes.setdefault(name, result.shape)
+        if result.shape != shape:
+            raise ValueError(
+                f"{name}(t) has shape {tuple(result.shape)}, and {tuple(shape)} at T; it must be one"
+            )
         return result.to(t.device, t.dtype)
 
     def K(self, t: Tensor) -> Tensor:
@@ -153,21 +159,48 @@ class LinearSDE(ForwardSDE):
         Raises:
             ValueError: If the times are not ``0 <= r <= t <= T``, or a coefficient is not smooth.
         """
-        r, t = float(r), float(t)
-        if not 0 <= r <= t <= self.T * (1 + 1e-12):
-            raise ValueError(f"r = {r:g}, t = {t:g}; times must be 0 <= r <= t <= T = {self.T:g}")
+        r, t = self._ordered(r, t)
         if self.constant:
             return constant_kernel(self.coefficients(np.array(r)), t - r)
         if (r, t) not in self._kernels:
             self._kernels[r, t] = collocated_kernel(self.coefficients, r, t, self.dim)
         return self._kernels[r, t]
 
+    def _ordered(self, r: float, t: float) -> tuple[float, float]:
+        """Refuse times at which there is no process, or in the wrong order."""
+        r, t = float(r), float(t)
+        if not 0 <= r <= t <= self.T * (1 + 1e-12):
+            raise ValueError(f"r = {r:g}, t = {t:g}; times must be 0 <= r <= t <= T = {self.T:g}")
+        return r, t
+
+    def _checked_time(self, t: float | Tensor, x: Tensor) -> Tensor:
+        """Return times of states in float64, both checked, but for values of tensors."""
+        check_dtype(x.dtype, "x")
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}; it must be (B, {self.dim})")
+        if not isinstance(t, Tensor):
+            self._ordered(0.0, t)
+        times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        expand(times, x)
+        return times
+
     def fundamental(self, t: float, s: float) -> Tensor:
         """The matrix ``Ψ(t, s)`` with ``dΨ/dt = K Ψ``, ``Ψ(s, s) = I``; ``t`` may be before ``s``."""
-        if t < s:
-            inverse: Tensor = torch.linalg.inv(self.fundamental(s, t))
-            return inverse
-        return torch.as_tensor(self.kernel(s, t).matrix)
+        if t >= s:
+            return torch.as_tensor(self.kernel(s, t).matrix)
+        r, s = self._ordered(t, s)
+
+        def adjoint(at: Array) -> Coefficients:
+            """``Ψ(r, s)ᵀ`` solves ``X' = −Kᵀ X`` in ``s``; an inverse would lose digits."""
+            c = self.coefficients(at)
+            K = -np.swapaxes(c.K, -1, -2)
+            return Coefficients(K, np.zeros_like(c.b), np.zeros_like(c.gram))
+
+        if self.constant:
+            back = constant_kernel(adjoint(np.array(r)), s - r)
+        else:
+            back = collocated_kernel(adjoint, r, s, self.dim)
+        return torch.as_tensor(back.matrix).mT
 
     def mean(self, m0: object, t: float) -> Tensor:
         """Mean of ``x(t)``, ``(d,)``, from that of ``x(0)``: ``m' = K m + b``."""
@@ -196,6 +229,7 @@ class LinearSDE(ForwardSDE):
         Returns:
             The mean, ``(B, d)``, and the covariance, ``(d, d)``, like ``x``.
         """
+        self._checked_time(t, x)
         matrix, shift, cov = (torch.as_tensor(v).to(x) for v in self.kernel(r, t))
         return x @ matrix.mT + shift, cov
 
@@ -248,6 +282,7 @@ class LinearSDE(ForwardSDE):
         matrix = parameter(value, name)
         if matrix.shape != (self.dim, self.dim):
             raise ValueError(f"{name} must be ({self.dim}, {self.dim}), got {tuple(matrix.shape)}")
+        factor(matrix[None], 1, self.dim)  # refuses what is no covariance
         return matrix
 
 
@@ -286,9 +321,16 @@ class LinearLaw:
         return GaussianMixture(self.data.weights, means, covs)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The score ``∇ log p_t(x)``, ``(B, d)``, at times ``()`` or ``(B,)``.
+        """The score ``∇ log p_t(x)``, ``(B, d)``, at times ``()`` or ``(B,)`` of the process.
 
-        It is NaN where a covariance is singular, as those of `Empirical` data are at ``t = 0``.
+        Tensors of times are not looked into, as solvers may step over their end: below 0 they are
+        read as 0, and a little above ``T`` the score goes on smoothly. It is NaN where a covariance
+        is singular, as those of `Empirical` data are at ``t = 0``.
+
+        Raises:
+            TypeError: If the states are neither float32 nor float64.
+            ValueError: If they or the times have another shape, or the time is a number not in
+                ``[0, T]``.
         """
         log_joint, z, inverse = self._components(x, t)
         shares = log_joint.softmax(-1)[..., None] * z
@@ -305,8 +347,8 @@ class LinearLaw:
 
     def _components(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights ``(B, K)``, whitened states ``(B, K, d)`` and inverse roots ``(., K, d, d)``."""
+        times = self.sde._checked_time(t, x)
         log_weights, means, covs = self._on(x.device)
-        times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         matrix, shift, cov = self.sde.table(times.reshape(-1))
         means = means @ matrix.mT + shift[:, None]
         covs = matrix[:, None] @ covs @ matrix.mT[:, None] + cov[:, None]

@@ -182,7 +182,7 @@ def _panels(at: At, start: float, end: float, edges: Array) -> Iterator[_Panel]:
         if done + len(waiting) > _MAX_PANELS or b - a <= _SHORTEST * (end - start):
             raise ValueError(
                 f"the coefficients cannot be integrated near t = {middle:.6g}; give functions that "
-                "are finite and piecewise smooth on [0, T]"
+                "are finite, piecewise smooth and not too large on [0, T]"
             )
         waiting += [(middle, b), (a, middle)]
 
@@ -238,9 +238,13 @@ class Table:
             self._coefficients = torch.as_tensor(np.stack(coefficients))
 
     def __call__(self, t: Tensor) -> TableValues:
-        """Read the kernels to times ``t`` of any shape, in float64; no value is read by the host."""
-        t = t.double()
+        """Read the kernels to times ``t`` of any shape, in float64; no value is read by the host.
+
+        Solvers may look beyond the ends: the first kernel holds before the start, where the first
+        panel is short, and the last polynomial goes on.
+        """
         edges, coefficients = self._edges.to(t.device), self._coefficients.to(t.device)
+        t = t.double().clamp(min=edges[0])
         last = len(coefficients) - 1
         panel = (torch.searchsorted(edges, t.detach().contiguous()) - 1).clamp(0, last)
         x = 2 * (t - edges[panel]) / (edges[panel + 1] - edges[panel]) - 1

@@ -67,6 +67,7 @@ def x0_loss(
         The loss of each sample, a mean over the event; shape ``(B,)``.
 
     Raises:
+        TypeError: If ``x0``, ``sigma`` and ``noise`` are not all float32 or all float64.
         ValueError: If ``sigma`` has not shape ``(B,)``, or ``noise`` or the result not that of ``x0``.
     """
     return _error(denoiser, x0, sigma, noise, conditioning)
@@ -217,7 +218,17 @@ def _check_shape(name: str, value: Tensor, x0: Tensor) -> None:
 
 
 def _noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Return ``x̂ = x0 + σ ε``."""
+    """Return ``x̂ = x0 + σ ε``, in the dtype of the three."""
+    for name, value in (("x0", x0), ("sigma", sigma), ("noise", noise)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor")
+    if x0.dtype not in (torch.float32, torch.float64) or not x0.dtype == sigma.dtype == noise.dtype:
+        raise TypeError(
+            f"x0, sigma and noise have dtypes {x0.dtype}, {sigma.dtype} and {noise.dtype}; they must "
+            "be all float32 or all float64 (the denoiser may work in another dtype inside)"
+        )
+    if x0.ndim < 2:
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}; it must be a batch (B, *event)")
     if sigma.shape != x0.shape[:1]:
         raise ValueError(
             f"sigma has shape {tuple(sigma.shape)}; for x0 of shape {tuple(x0.shape)} it must be "
@@ -254,6 +265,6 @@ def _implicit(
         )
         trace = sum((product.flatten(1).sum(1) for product in products), torch.zeros_like(sigma))
     score = (denoised - x_hat) / expand(sigma, x0) ** 2
-    size = x0[0].numel()
+    size = x0.shape[1:].numel()
     loss: Tensor = score.square().flatten(1).mean(1) + 2 * (trace / size - 1) / sigma**2
     return loss

@@ -42,6 +42,8 @@ class Whitened(LinearSDE):
     """
 
     def __init__(self, sde: LinearSDE, mean: object, cov: object, *, eta: float = 0.0) -> None:
+        if not isinstance(sde, LinearSDE):
+            raise TypeError(f"sde is a {type(sde).__name__}; matrix coordinates are of a LinearSDE")
         if not eta >= 0:
             raise ValueError(f"eta = {eta}; a stochasticity is 0 or more")
         self.sde, self.T, self.t_min, self.dim = sde, sde.T, sde.t_min, sde.dim
@@ -76,11 +78,12 @@ class Whitened(LinearSDE):
         Raises:
             ValueError: If a time is earlier, where there are no coordinates.
         """
-        if np.min(t) < self.t_min * (1 - 1e-12):
-            raise ValueError(
-                f"t = {np.min(t):g}; these coordinates begin at t_min = {self.t_min:g}"
-            )
+        self._check_begun(float(np.min(t)))
         return super().coefficients(t)
+
+    def _check_begun(self, t: float) -> None:
+        if t < self.t_min * (1 - 1e-12):
+            raise ValueError(f"t = {t:g}; these coordinates begin at t_min = {self.t_min:g}")
 
     def frame(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``S`` and ``m`` at times ``()`` or ``(n,)``, float64."""
@@ -88,7 +91,9 @@ class Whitened(LinearSDE):
         return S, mean
 
     def _frame_like(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        S, mean = self.frame(torch.as_tensor(t, dtype=torch.float64, device=x.device))
+        if not isinstance(t, Tensor):
+            self._check_begun(t)
+        S, mean = self.frame(self._checked_time(t, x))
         return S.to(x.dtype), mean.to(x.dtype)
 
     def _noise(self, t: Tensor) -> Tensor:

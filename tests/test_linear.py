@@ -148,6 +148,17 @@ def test_coefficients_that_depend_on_time_against_scipy():
     np.testing.assert_allclose(sde.covariance(START, 1.0).numpy().ravel(), solved[2:], rtol=1e-11)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_fundamental_matrix_back_in_time_is_no_inverse(constant):
+    """Ψ(0, 1) of a stiff matrix: what Ψ(1, 0) has of its slow directions is below round-off."""
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    K = turn @ np.diag([-50.0, -1.0, -0.1]) @ turn.T
+    sde = sk.LinearSDE(tensor(K) if constant else lambda t: tensor(K), np.zeros(3), np.eye(3))
+    exact = turn @ np.diag(np.exp([50.0, 1.0, 0.1])) @ turn.T
+    error = np.abs(sde.fundamental(0.0, 1.0).numpy() - exact).max()
+    assert error < 1e-11 * np.abs(exact).max()
+
+
 def test_coefficients_may_jump():
     """A switch at t = 0.3: transitions before and after, one after the other."""
     switched = sk.LinearSDE(
@@ -317,6 +328,12 @@ def test_law_is_that_of_its_mixture_at_every_time(data):
     rough = law(x.float(), t)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough.double(), law(x, t), rtol=1e-4, atol=1e-4)
+
+
+def test_law_goes_on_before_its_start():
+    """Where steps of torchdiffeq go: polynomials of the short first panel would explode there."""
+    law, x = CRITICAL["rising"].law(GAUSSIAN), torch.ones(2, 2, dtype=DOUBLE)
+    torch.testing.assert_close(law(x, tensor(-0.3)), law(x, 0.0), rtol=1e-12, atol=0)
 
 
 def test_law_without_a_density_says_so_by_nan():
@@ -567,6 +584,21 @@ REFUSED = {
     "these coordinates begin": lambda: sk.Whitened(turning(t_min=0.1), [0, 0], EYE).kernel(
         0.0, 0.5
     ),
+    "must be symmetric": lambda: CONSTANT.covariance([[1.0, 2.0], [0.0, 1.0]], 0.5),
+    "positive semi-definite": lambda: sk.Whitened(CONSTANT, [0, 0], [[-1.0, 0.0], [0.0, 1.0]]),
+    "sde is a VP": lambda: sk.Whitened(sk.VP(), [0, 0], EYE),
+    "t = 1.5; times": lambda: CONSTANT.law(GAUSSIAN)(torch.ones(1, 2), 1.5),
+    r"shape \(4, 1\); it must be \(B, 2\)": lambda: CONSTANT.law(GAUSSIAN)(torch.ones(4, 1), 0.5),
+    r"takes \(\) or \(4,\)": lambda: CONSTANT.law(GAUSSIAN)(torch.ones(4, 2), torch.ones(4, 1)),
+    "x must be float32 or float64": lambda: CONSTANT.transition(
+        torch.ones(1, 2, dtype=torch.int64), 0.0, 0.5
+    ),
+    "at T; it must be one": lambda: sk.LinearSDE(
+        lambda t: EYE if t > 0.5 else EYE[:1], [0.0, 0.0], EYE
+    ).kernel(0.0, 1.0),
+    "must be a whole number": lambda: sk.CriticallyDamped(1.5),
+    r"data are \(B, 2\)": lambda: sk.CriticallyDamped(2).extended(torch.ones(3, 3), seed=0),
+    r"states are \(B, 4\)": lambda: sk.CriticallyDamped(2).data_part(torch.ones(3, 3)),
     "mass = 0": lambda: sk.CriticallyDamped(1, mass=0.0),
     "data_dim = 0": lambda: sk.CriticallyDamped(0),
     "the process 2": lambda: sk.CriticallyDamped(2).extended_law(mixture(3)),

@@ -234,6 +234,23 @@ def test_conditioning_arrives_and_bad_shapes_are_refused(loss):
         loss(column, x0, sigma=sigma, noise=noise)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x0": torch.ones(2, 2, dtype=torch.uint8)},
+        {"sigma": torch.ones(2)},
+        {"noise": torch.ones(2, 2)},
+        {"sigma": 1.0},
+    ],
+)
+@pytest.mark.parametrize("loss", [losses.x0_loss, losses.implicit_score_loss])
+def test_dtypes_that_would_be_mixed_are_refused(loss, changed):
+    """A denoiser's output was rounded to integers, where images were."""
+    options = {"x0": some(2, 2), "sigma": torch.ones(2, dtype=DOUBLE), "noise": some(2, 2)}
+    with pytest.raises(TypeError, match=r"all float32 or all float64|sigma is a float"):
+        loss(smooth, **{**options, **changed})
+
+
 def test_probes_have_the_shape_of_the_data():
     x0, sigma = some(2, 2), torch.ones(2, dtype=DOUBLE)
     with pytest.raises(ValueError, match=r"probes has shape \(2,\), x0 has \(2, 2\)"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit.cli import app
 from sdekit.theory import (
     Both,
+    Draw,
     applicable,
     choose,
     claim,
@@ -25,6 +29,7 @@ from sdekit.theory import (
     withdraw,
 )
 from sdekit.theory.claim import FACTOR, IDENTITY
+from sdekit.theory.report import print_findings, write_findings
 
 CLAIMS = load_claims()
 GIVEN = {
@@ -83,9 +88,12 @@ def tried(value, **more):
         (Both(0.9 * FACTOR * 1e-10, 1e-11, "so"), "1 = 2", "not a misprint"),
         (Both(1.0, 1.0, "so"), "1 = 2", "fails"),
         (Both(math.nan, 0.0, "so"), "1 = 2", "not a misprint"),
+        (Both(math.inf, 0.0, "so"), "1 = 2", "not a misprint"),
         (Both(1.0, 0.0, "so"), None, "error"),
         (1.0, "1 = 2", "error"),
         (ValueError("no"), None, "error"),
+        (-1.0, None, "error"),
+        (Both(-1.0, 0.0, "so"), "1 = 2", "error"),
     ],
 )
 def test_verdicts(value, printed, verdict):
@@ -100,6 +108,12 @@ def test_what_is_refused():
         claim("toy", **{**GIVEN, "sources": {"nobody": "eq. 1"}})
     with pytest.raises(ValueError, match="is an identity with tolerance"):
         claim("toy", **{**GIVEN, "tolerance": 1e-3})
+    with pytest.raises(TypeError, match="'own' is a string"):
+        claim("toy", **{**GIVEN, "tags": "own"})
+    with pytest.raises(ValueError, match="kind = 'identiti'; it must be one of"):
+        claim("toy", **GIVEN, kind="identiti")
+    with pytest.raises(ValueError, match="tolerance inf; it must be positive"):
+        claim("toy", **{**GIVEN, "tolerance": math.inf}, kind="rate")
     with pytest.raises(ValueError, match="has no source"):
         claim("toy", **{**GIVEN, "sources": {}})
     with pytest.raises(ValueError, match="there is a claim 'fokker-planck' already"):
@@ -121,7 +135,7 @@ def test_the_residual_is_relative_to_the_terms():
     assert residual(2 * one, one) == pytest.approx(1 / 3)
     assert residual(1e9 * one + 1e-7, 1e9 * one) < 1e-15
     assert residual(1e-8 * one, 0 * one, one) == pytest.approx(1e-8)
-    assert math.isnan(residual(math.nan * one, one))
+    assert residual(math.nan * one, one) == math.inf  # max() of Python would lose a NaN
 
 
 class Wrong(sk.AffineSDE):
@@ -149,6 +163,45 @@ def test_the_same_seed_gives_the_same_residuals():
     assert one.worst in processes()
 
 
+@pytest.mark.usefixtures("temporary")
+def test_reports_of_what_is_not_finite(tmp_path):
+    """JSON has no infinity; and what a title has in brackets is no markup."""
+    found = [
+        tried(math.inf, title="E[x] = [/] 1"),
+        try_claim(registered()["toy"], seed=1),
+    ]
+    data, page = write_findings(found, 0, tmp_path)
+    record = json.loads(data.read_text(encoding="utf-8"))
+    assert [f["residual"] for f in record["findings"]] == [None, None]
+    assert page.read_text(encoding="utf-8").count("not finite") == 4
+    out = io.StringIO()
+    print_findings(found, Console(file=out, width=200))
+    assert "E[x] = [/] 1" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1e-5, 1e-3), (1e-3, 0.04), (50.0, 80.0), (0.0, math.inf)]
+)
+def test_times_are_drawn_where_the_process_is(low, high):
+    process = (
+        sk.RectifiedFlow()
+        if math.isinf(high)
+        else sk.AffineSDE(scale=torch.ones_like, sigma=lambda t: t, t_min=low, T=high)
+    )
+    levels = process.sigma(Draw(0).times(process, 100))
+    assert levels.min() > process.sigma_min
+    assert levels.max() < high
+    assert levels.max() > 1.2 * levels.min()
+
+
+@pytest.mark.usefixtures("temporary")
+def test_the_claim_of_the_manual_holds():
+    page = (Path(__file__).parents[1] / "docs" / "theory.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    (name,) = set(registered()) - set(CLAIMS)
+    assert try_claim(registered()[name]).verdict == "holds"
+
+
 OWN = """
 import torch
 import sdekit as sk
@@ -159,6 +212,14 @@ class Own(sk.ForwardSDE):
         return -x
     def diffusion(self, x, t):
         return torch.sqrt(1 + x.square())
+
+class Three(Own):
+    def drift(self, x, t):
+        return x @ torch.ones(3, 3).to(x)
+
+class Broken(Own):
+    def __init__(self):
+        raise RuntimeError("boom")
 
 class Needy(Own):
     def __init__(self, rate):
@@ -191,6 +252,9 @@ def test_the_command(tmp_path, monkeypatch):
     assert "1 fails" in found.output
     for arguments, message in (
         (["--sde", "own_sdes:Needy"], "cannot be made without arguments"),
+        (["--sde", "own_sdes:Three"], "states (B, 2) and times (B,)"),
+        (["--sde", "own_sdes:Broken"], "boom"),
+        (["--tag", "own", "--out", "own_sdes.py/results"], "cannot write into"),
         (["--sde", "own_sdes:torch"], "--sde names a ForwardSDE"),
         (["--sde", "own_sdes:Nobody"], "has no 'Nobody'"),
         (["--claims", "no_such_module"], "cannot import 'no_such_module'"),

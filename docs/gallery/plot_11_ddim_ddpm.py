@@ -72,13 +72,12 @@ right.set(xlabel="x", ylabel="density", title="10 steps")
 right.legend(fontsize=8)
 
 # %%
-# A missing bar in Cho's algorithm 2
-# ----------------------------------
+# What a bar matters
+# ------------------
 #
-# Line 7 of the sampling algorithm divides by :math:`\sqrt{1 - \alpha_t}`, in the copy that we
-# have. **Right is** :math:`\sqrt{1 - \bar\alpha_t}`, as in the formula of :math:`\mu_\theta`
-# above it. (And :math:`N(\mu_\theta, \sigma_t I)` there has :math:`\sigma_t` for
-# :math:`\sigma_t^2`.) A bar matters; all 1000 steps:
+# The ancestral step divides the noise by :math:`\sqrt{1 - \bar\alpha_t}` (Cho, the formula of
+# :math:`\mu_\theta` before algorithm 2). In line 7 of the algorithm there is no bar, in the copy
+# that we have; it may have been lost when the file was converted. All 1000 steps, with and without:
 
 
 def algorithm_2(*, bar):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from .works import WORKS
 
@@ -44,7 +45,8 @@ class Claim:
         id: Name, as in ``fokker-planck``.
         title: What it is about, in a few words.
         statement: The statement in mathematics, as Unicode text; of a misprint, the corrected one.
-        sources: Places in works of `WORKS`, as in ``{"song2021": "eq. 13"}``.
+        sources: Places in works of `WORKS`, as in ``{"song2021": "eq. 13"}``; of a misprint, first
+            where it stands, then where it is right.
         tags: Topics.
         kind: ``"identity"``, true to round-off; ``"rate"``, a limit or an order; ``"statistics"``,
             true in the mean of samples, with a residual in standard errors or the like.
@@ -72,8 +74,11 @@ class Claim:
 
     @property
     def cited(self) -> str:
-        """The sources, in a line."""
-        return "; ".join(f"{WORKS[work].short}, {place}" for work, place in self.sources.items())
+        """The sources, in a line; of a misprint, where it stands and where it is right."""
+        first, *others = (f"{WORKS[work].short}, {place}" for work, place in self.sources.items())
+        if self.printed is None or not others:
+            return "; ".join((first, *others))
+        return f"{first} (right: {'; '.join(others)})"
 
 
 _claims: dict[str, Claim] = {}
@@ -103,8 +108,10 @@ def claim(
     ``printed`` the claim is a misprint, and the function returns `Both`.
 
     Raises:
-        TypeError: If the check does not take what ``over`` says, or has no docstring.
-        ValueError: If the name is taken, a source is unknown, or an identity's tolerance is lax.
+        TypeError: If the check does not take what ``over`` says, or has no docstring; or the tags
+            are a string.
+        ValueError: If the name is taken, a source or a kind is unknown, or an identity's tolerance is
+            lax.
     """
     if id in _claims:
         raise ValueError(f"there is a claim {id!r} already; each needs a name of its own")
@@ -113,7 +120,14 @@ def claim(
             raise ValueError(f"unknown work {work!r}; there is {', '.join(WORKS)}")
     if not sources:
         raise ValueError(f"claim {id!r} has no source; say where the statement stands")
-    if kind == "identity" and not 0 < tolerance <= IDENTITY:
+    if isinstance(tags, str):
+        raise TypeError(f"tags = {tags!r} is a string; it must be a tuple, as in ({tags!r},)")
+    for name, value, known in (("kind", kind, get_args(Kind)), ("over", over, get_args(Over))):
+        if value not in known:
+            raise ValueError(f"{name} = {value!r}; it must be one of {', '.join(map(repr, known))}")
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"claim {id!r} has tolerance {tolerance}; it must be positive and finite")
+    if kind == "identity" and tolerance > IDENTITY:
         raise ValueError(
             f"claim {id!r} is an identity with tolerance {tolerance}; at most {IDENTITY} is needed, "
             "or another kind"

@@ -58,9 +58,9 @@ class Draw:
         return self.log_uniform(_LOW, _HIGH, *shape)
 
     def times(self, process: AffineSDE, *shape: int) -> Tensor:
-        """Draw times of a process, at levels between 0.05 and 10 that it reaches."""
-        low = max(_LOW, process.sigma_min * 1.01)
-        high = min(_HIGH, process.sigma_max * 0.99)
+        """Draw times of a process, at levels between 0.05 and 10, or near them, that it reaches."""
+        bottom, top = process.sigma_min * 1.01, process.sigma_max * 0.99
+        low, high = max(bottom, min(_LOW, top / 10)), min(top, max(_HIGH, bottom * 10))
         return process.time(self.log_uniform(low, high, *shape))
 
     def states(self, process: AffineSDE, data: GaussianMixture, t: Tensor) -> Tensor:

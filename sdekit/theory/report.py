@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup, escape
 from rich.console import Console
+from rich.markup import escape as plain
 from rich.table import Table
 
 from ..records import provenance, write_json
@@ -26,9 +28,14 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
+def _finite(value: float | None) -> float | None:
+    """Round to 3 digits; JSON knows neither NaN nor infinity."""
+    return float(f"{value:.3g}") if value is not None and math.isfinite(value) else None
+
+
 def _mathematics(text: str) -> Markup:
     """Set subscripts of Unicode mathematics, ``x_t`` and ``x_{t−1}``, as HTML."""
-    subscript = re.compile(r"_(?:\{([^}]*)\}|(\w))")
+    subscript = re.compile(r"_(?:\{([^}]+)\}|(\w))")
     return Markup(subscript.sub(lambda m: f"<sub>{m[1] or m[2]}</sub>", str(escape(text))))
 
 
@@ -51,10 +58,10 @@ def print_findings(findings: Sequence[Finding], out: Console) -> None:
     table.add_column("verdict", no_wrap=True)
     for f in findings:
         verdict = f"[{_COLOURS.get(f.verdict, 'bold red')}]{f.verdict}[/]"
-        at = f" [dim]{f.worst}[/]" if f.worst and not f.good else ""
+        at = f" [dim]{plain(f.worst)}[/]" if f.worst and not f.good else ""
         table.add_row(
-            f.claim.title,
-            f.claim.cited,
+            plain(f.claim.title),
+            plain(f.claim.cited),
             _number(f.residual),
             _number(f.claim.tolerance),
             _number(f.printed),
@@ -65,7 +72,7 @@ def print_findings(findings: Sequence[Finding], out: Console) -> None:
     if misprints:
         out.print("\nMisprints, and what they lead to:")
     for f in misprints:
-        out.print(f"  [cyan]{f.claim.cited}[/]", highlight=False)
+        out.print(f"  [cyan]{plain(f.claim.cited)}[/]", highlight=False)
         for word, text in (
             ("printed", f.claim.printed),
             ("right", f.claim.statement),
@@ -83,7 +90,10 @@ def print_findings(findings: Sequence[Finding], out: Console) -> None:
 
 
 def record(findings: Sequence[Finding], seed: int) -> dict[str, Any]:
-    """Return findings as they are written: with versions and hardware; residuals to 3 digits."""
+    """Return findings as they are written: with versions and hardware; residuals to 3 digits.
+
+    One that is not finite is ``None``, as is that of a check that broke.
+    """
     return {
         **provenance(("sdekit", "torch", "numpy", "scipy")),
         "configuration": {"seed": seed, "factor": FACTOR},
@@ -102,9 +112,8 @@ def record(findings: Sequence[Finding], seed: int) -> dict[str, Any]:
                 "because": f.claim.because,
                 "explanation": f.claim.explanation,
                 "verdict": f.verdict,
-                # JSON knows no NaN; a check that broke has no residual.
-                "residual": float(f"{f.residual:.3g}") if f.residual == f.residual else None,
-                "residual_as_printed": None if f.printed is None else float(f"{f.printed:.3g}"),
+                "residual": _finite(f.residual),
+                "residual_as_printed": _finite(f.printed),
                 "worst": f.worst,
                 "consequence": f.consequence,
                 "seconds": round(f.seconds, 3),

@@ -146,6 +146,9 @@ def try_claim(claim: Claim, *, sde: ForwardSDE | None = None, seed: int = 0) -> 
                 found = claim.check(draw) if subject is None else claim.check(subject, draw)
                 if isinstance(found, Both) != (claim.printed is not None):
                     raise TypeError("a claim with printed= returns Both, any other a number")
+                values = found[:2] if isinstance(found, Both) else (found,)
+                if any(float(value) < 0 for value in values):
+                    raise ValueError(f"the check returned {found}; a residual is 0 or more")
                 if isinstance(found, Both):
                     if not found.printed >= printed:  # NaN is no certain failure
                         printed = float(found.printed)
@@ -160,7 +163,9 @@ def try_claim(claim: Claim, *, sde: ForwardSDE | None = None, seed: int = 0) -> 
     seconds = time.perf_counter() - start
     verdict: Verdict = "holds" if residual <= claim.tolerance else "fails"
     if claim.printed is not None and verdict == "holds":
-        verdict = "misprint" if printed >= FACTOR * claim.tolerance else "not a misprint"
+        # What is not finite may as well be a fault of the check, and `residual` makes it of NaN.
+        certain = FACTOR * claim.tolerance <= printed < math.inf
+        verdict = "misprint" if certain else "not a misprint"
     return Finding(
         claim,
         verdict,

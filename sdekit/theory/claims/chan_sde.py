@@ -38,7 +38,7 @@ ROUNDING = "round-off of a few operations"
     because="the slope is of finite steps, 32 to 128",
 )
 def _euler_decay(draw: Draw) -> float:
-    """Chan says that both are “exactly the same”; they agree in the limit, with order 1.
+    """In Chan's figure both look “exactly the same”; they agree in the limit, with order 1.
 
     The iteration is Euler's method, here `sdekit.simulate` of an affine process with f = −β/2 and
     noise of no size to speak of (1e-9). For β = 1 and Δt = 0.1 they are 0.008 apart at t = 1.

@@ -212,7 +212,7 @@ def _decomposition_ddim(draw: Draw) -> float:
     "elbo-gap",
     title="The gap of the bound",
     statement="L − E[−log p(x₀)] = E KL(q(x_{1:T}|x₀) ‖ p(x_{1:T}|x₀)) ≥ 0",
-    sources={"cho": "section 2.2", "kim": "section 3.1.6", "chan": "theorem 2.3"},
+    sources={"cho": "section 2.2", "kim": "section 3.1.6", "chan": "eq. 52"},
     tags=("elbo", "ddpm"),
     tolerance=1e-9,
     because="round-off of determinants",

@@ -322,7 +322,10 @@ def _from_coefficients(process: AffineSDE, draw: Draw) -> float:
     over="process",
 )
 def _time_of_level(process: AffineSDE, draw: Draw) -> float:
-    """σ increases, so it can be read backward."""
+    """σ increases, so it can be read backward.
+
+    There and back at random times; and the ends of the levels are the levels of the ends.
+    """
     t = draw.times(process, BATCH)
     back = process.time(process.sigma(t))
     ends = torch.tensor([process.t_min, process.T], dtype=torch.float64)

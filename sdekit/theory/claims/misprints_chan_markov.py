@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.linalg import expm
 from scipy.stats import poisson
 from torch import Tensor
 
@@ -91,35 +90,6 @@ def _any_markov_process(draw: Draw) -> Both:
         residual(exact, rate * (after - p), rate * p),
         f"after one jump of N(0, 1) on average, from N(0, 0.01), the density at 0 is {sum(start):.2f}; "
         f"the Fokker–Planck equation gives {1 / math.sqrt(2 * math.pi * 1.01):.2f}",
-    )
-
-
-@claim(
-    "chan-transition-rate",
-    title="Transition rates and probabilities",
-    statement="two states, rates W and V: p(2, t|1, 0) = W (1 − exp(−(W + V) t))/(W + V), not Wt",
-    printed="∫ W(x, t|x′, t) dt = p(x, t|x′, t)",
-    sources={"chan": "section 5.2, after eq. 161"},
-    tags=("density", "misprint"),
-    tolerance=1e-9,
-    because="round-off of a matrix exponential",
-)
-def _transition_rate(draw: Draw) -> Both:
-    """A rate is the probability per unit time of a short time only; later the particle returns.
-
-    For two states with rates W and V the probability is W (1 − exp(−(W + V) t))/(W + V), which
-    begins with Wt; the matrix exponential of the master equation has it.
-    """
-    there, back = float(draw.uniform(0.5, 2.0)), float(draw.uniform(0.5, 2.0))
-    t = draw.uniform(0.3, 2.0, BATCH)
-    rates = np.array([[-there, back], [there, -back]])
-    exact = torch.tensor([expm(rates * u)[1, 0] for u in t.tolist()], dtype=torch.float64)
-    total = there + back
-    return Both(
-        residual(exact, there * t),
-        residual(exact, there / total * -torch.expm1(-total * t)),
-        "a rate of 2 gives a probability of 2 after unit time; with the same rate back it is "
-        f"{0.5 * (1 - math.exp(-4)):.3f}",
     )
 
 

@@ -11,7 +11,7 @@ from ...affine import AffineSDE
 from ...distributions import Gaussian, GaussianMixture
 from ...processes import VP
 from ...sde import expand
-from ..calculus import divergence, fokker_planck, gradient, gram, residual
+from ..calculus import fokker_planck, gradient, gram, residual
 from ..claim import Both, claim
 from ..draw import Draw
 
@@ -120,42 +120,8 @@ def _kramers_moyal_factorial(process: AffineSDE, draw: Draw) -> Both:
 
 
 @claim(
-    "chan-current-sign",
-    title="Conservation of probability",
-    statement="[p(x, t + dt) − p(x, t)] dx = [S(x, t) − S(x + dx, t)] dt, so ∂p/∂t = −∂S/∂x",
-    printed="p(x, t + dt) − p(x, t) = ∂p/∂t and S(x, t) − S(x + dx, t) = ∂S/∂x, so ∂p/∂t = ∂S/∂x",
-    sources={"chan": "section 5.4, before eq. 178 (eq. 178 is right)"},
-    tags=("density", "forward", "misprint"),
-    tolerance=1e-9,
-    because=SECOND,
-    over="process",
-)
-def _current_sign(process: AffineSDE, draw: Draw) -> Both:
-    """To first order S(x) − S(x + dx) is −∂S/∂x dx: the minus sign and the dx are missing.
-
-    ∂p/∂t of a mixture is compared with the derivative of S = D⁽¹⁾p − ∂(D⁽²⁾p)/∂x, eq. 176.
-    """
-    data, t = draw.mixture(1), draw.times(process, BATCH)
-    x = draw.states(process, data, t)
-
-    def current(y: Tensor) -> Tensor:
-        diffusion = 0.5 * process.g(t)[:, None] ** 2
-        slope = gradient(lambda z: density(process, data, z, t), y)
-        return process.drift(y, t) * density(process, data, y, t)[:, None] - diffusion * slope
-
-    rate = gradient(lambda u: density(process, data, x, u), t)
-    outflow = divergence(current, x)
-    size = gradient(lambda y: process.drift(y, t)[:, 0] * density(process, data, y, t), x)[:, 0]
-    return Both(
-        residual(rate, outflow, size),
-        residual(rate, -outflow, size),
-        "the heat equation runs backward, and sharpens instead of smoothing: variance 1 − 2kt",
-    )
-
-
-@claim(
     "chan-linear-drift",
-    title="Fokker–Planck equation with a factor of the state",
+    title="Drift in a Fokker–Planck equation",
     statement="ξ̇ = A(ξ) ξ + σ Γ(t): ∂p/∂t = −∂/∂x [A(x) x p] + σ² ∂²p/∂x²",
     printed="ξ̇ = A(ξ) ξ + σ Γ(t): ∂p/∂t = −∂/∂x [A(x) p] + σ² ∂²p/∂x²",
     sources={"chan": "example 5.4"},
@@ -164,10 +130,12 @@ def _current_sign(process: AffineSDE, draw: Draw) -> Both:
     because=SECOND,
 )
 def _linear_drift(draw: Draw) -> Both:
-    """The drift of the equation as it is written is h = A(ξ) ξ, and its state gets lost.
+    """The drift of the Langevin equation is h = A(ξ) ξ there, that of the Fokker–Planck equation A(x).
 
-    Tried with A = −γ, where the law of a mixture is known at all times; E ΓΓ′ = 2δ, as in
-    definition 5.2, so that the Itô SDE has g = √2 σ.
+    The two do not belong together. Either the last has an x too few, as is tried here, or the first
+    a ξ too many: for ξ̇ = A(ξ) + σ Γ(t) the Fokker–Planck equation is right as it stands. Tried
+    with A = −γ, where the law of a mixture is known at all times; E ΓΓ′ = 2δ, as in definition 5.2,
+    so that the Itô SDE has g = √2 σ.
     """
     gamma, sigma = float(draw.uniform(0.5, 2.0)), float(draw.uniform(0.5, 1.5))
     root = math.sqrt(2) * sigma
@@ -185,43 +153,8 @@ def _linear_drift(draw: Draw) -> Both:
     return Both(
         residual(rate, printed + second, second, right),
         residual(rate, right + second, second, right),
-        "a particle at 2 with A = −1 has the mean 1.00 at t = 1 and −1.00 at t = 3, instead of "
-        f"{2 * math.exp(-1):.2f} and {2 * math.exp(-3):.2f}; there is no equilibrium",
-    )
-
-
-@claim(
-    "chan-noise-convention",
-    title="DDPM as a nonlinear Langevin equation",
-    statement="ξ̇ = f(ξ, t) + √(β(t)/2) Γ(t), where E Γ(t)Γ(t′) = 2δ(t − t′)",
-    printed="ξ̇ = f(ξ, t) + √β(t) Γ(t), where E Γ(t)Γ(t′) = 2δ(t − t′)",
-    sources={"chan": "example 5.2 in definition 5.2, theorem 5.9"},
-    tags=("ddpm", "density", "misprint"),
-    tolerance=1e-9,
-    because=SECOND,
-)
-def _noise_convention(draw: Draw) -> Both:
-    """Up to example 5.2 noise has E ΓΓ′ = δ, from definition 5.2 on 2δ, and there it refers to 5.2.
-
-    Theorem 5.9 has D⁽²⁾ = g², so that √β gives twice the diffusion. ∂p/∂t of a mixture under the
-    process itself is compared with the theorem's equation for either g.
-    """
-    low = float(draw.uniform(0.05, 1.0))
-    process = VP(beta_min=low, beta_max=low + float(draw.uniform(1.0, 20.0)))
-    data, t = draw.mixture(1), draw.times(process, BATCH)
-    x = draw.states(process, data, t)
-    beta = process.beta_min + (process.beta_max - process.beta_min) * t
-
-    def p(y: Tensor) -> Tensor:
-        return density(process, data, y, t)
-
-    rate = gradient(lambda u: density(process, data, x, u), t)
-    along = gradient(lambda y: 0.5 * beta * y[:, 0] * p(y), x)[:, 0]
-    second = gradient(lambda y: gradient(p, y)[:, 0], x)[:, 0]
-    return Both(
-        residual(rate, along + beta * second, along),
-        residual(rate, along + 0.5 * beta * second, along),
-        "the equilibrium of the forward process gets the variance 2 instead of 1",
+        "by the printed density a particle at 2 with A = −1 has the mean 1.00 at t = 1 and −1.00 at "
+        f"t = 3, instead of {2 * math.exp(-1):.2f} and {2 * math.exp(-3):.2f}; there is no equilibrium",
     )
 
 

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...affine import AffineSDE
 from ...brownian import IndependentNoise
 from ...coordinates import Native
 from ...distributions import GaussianMixture
-from ...forward import simulate
 from ...grids import karras
 from ...processes import EDM, DiscreteVP
 from ...sampling import solve
@@ -84,37 +82,6 @@ def _ddpm_score_factor(draw: Draw) -> Both:
         residual(exact, (x + beta * score) / root),
         f"example 4.7 in 100 steps gives a variance of {wrong:.1f} instead of 10 "
         f"({good:.1f} with the right factor)",
-    )
-
-
-@claim(
-    "chan-white-noise",
-    title="Size of white noise",
-    statement="dw = ξ(t) dt with E ξ(t)ξ(t′) = δ(t − t′) I: ξ ~ N(0, I/Δt) on steps of Δt",
-    printed="dw = ξ(t) dt with ξ(t) ~ N(0, I)",
-    sources={"chan": "section 4.2, before eq. 117; definition 4.1"},
-    tags=("brownian", "forward", "misprint"),
-    tolerance=1e-10,
-    because=ROUNDING,
-)
-def _white_noise(draw: Draw) -> Both:
-    """Numbers of variance 1, times Δt, add up to a variance TΔt, which vanishes with the step.
-
-    The sums are compared with `sdekit.simulate` of dx = dw with the same normal numbers.
-    """
-    count, seed = 50, draw.integer(2**31)
-    end = float(draw.uniform(0.5, 2.0))
-    process = AffineSDE(f=lambda t: 0 * t, g=lambda t: 1 + 0 * t, T=end)
-    start = torch.zeros(BATCH, 1, dtype=torch.float64)
-    grid = np.linspace(0, end, count + 1)
-    paths = simulate(process, start, grid, noise=IndependentNoise(seed))[1:]
-    source = IndependentNoise(seed)
-    numbers = torch.stack([source.normal(start) for _ in range(count)])
-    step = end / count
-    return Both(
-        residual(paths, (step * numbers).cumsum(0)),
-        residual(paths, (step * (numbers / math.sqrt(step))).cumsum(0)),
-        "in 1000 steps up to t = 1 the printed noise adds up to a variance of 0.001 instead of 1",
     )
 
 
@@ -257,7 +224,7 @@ def _corrector_start(draw: Draw) -> Both:
     "chan-smld-corrector",
     title="Corrector of SMLD",
     statement="x ← x + εᵢ s_θ(x, σᵢ) + √(2εᵢ) z",
-    printed="x ← x + εᵢ ∇s_θ(x, σᵢ) + √εᵢ z",
+    printed="xᵢ₋₁ = xᵢ + εᵢ ∇ₓs_θ(xᵢ, σᵢ) + √εᵢ z",
     sources={"chan": "section 4.4, the equations after algorithm 1", "song2021": "algorithm 2"},
     tags=("langevin", "solvers", "reverse", "misprint"),
     tolerance=1e-10,
@@ -267,7 +234,8 @@ def _smld_corrector(draw: Draw) -> Both:
     """s_θ is the gradient of log p already, and DDPM's corrector beside it has √(2ε).
 
     One correction of `sdekit.PredictorCorrector` is compared with both lines in one dimension,
-    where ∇s is a number, with the same normal numbers.
+    where ∇s is a number, with the same normal numbers, and both from the prediction: where a
+    correction starts is the matter of chan-corrector-start.
     """
     _, predicted, z, epsilon, exact, _, after, slope = _corrected(draw)
     half = 0.05 / (1 - (1 - 0.05) ** 2)

@@ -93,33 +93,6 @@ def _mixture(draw: Draw) -> Both:
 
 
 @claim(
-    "kim-lemma-1-noise",
-    title="The noise in Kim's lemma 1",
-    statement="√β₁√(1 − β₂) ε₁ + √β₂ ε₂ ~ √c ε with ε ~ N(0, I), c = 1 − (1 − β₁)(1 − β₂)",
-    printed="ε ~ N(0, (1 − (1 − β₁)(1 − β₂)) I) ∴ √β₁√(1 − β₂) ε₁ + √β₂ ε₂ ≈ √(1 − (1 − β₁)(1 − β₂)) ε "
-    "(from same distribution)",
-    sources={"kim": "lemma 1"},
-    tags=("misprint", "ddpm", "forward"),
-    tolerance=1e-10,
-    because="round-off",
-)
-def _lemma_1(draw: Draw) -> Both:
-    """With ε of covariance c, √c ε has the covariance c²: the factor is there twice.
-
-    The variance is that of `DiscreteVP` after two steps of the drawn β.
-    """
-    chain = schedule(draw, 2)
-    c = 1 - (1 - chain.beta[0]) * (1 - chain.beta[1])
-    _, std = chain.process.marginal(draw.normal(1, 1), chain.times[1])
-    example = 1 - 0.9 * 0.8
-    return Both(
-        residual(c**2, std**2),
-        residual(c, std**2),
-        f"β = 0.1, 0.2: the noise of z₂ gets the variance {example**2:.4f}, not {example:.2f}",
-    )
-
-
-@claim(
     "kim-bayes-left-side",
     title="Left side of Kim's rule of Bayes",
     statement="q(z_{t−1}|z_t, x) = q(z_t|z_{t−1}, x) q(z_{t−1}|x)/q(z_t|x)",
@@ -276,42 +249,4 @@ def _target(draw: Draw) -> Both:
         residual(wrong[None], exact[None]),
         residual(target[None], exact[None]),
         f"algorithm 3 with g = σ_t and DDPM's 1000 β has the variance {variance:.1e}, of data N(0, 1)",
-    )
-
-
-@claim(
-    "kim-loss-scale",
-    title="Whether NCSN's weighted loss depends on σ",
-    statement="min_θ σ² l(θ; σ) = ½ E‖x₀ − D‖²/σ², which falls with σ from d/2 to 0",
-    printed="∴ λ(σ) l(θ; σ) does not depend on σ",
-    sources={"kim": "section 2.4"},
-    tags=("misprint", "training", "score"),
-    tolerance=1e-9,
-    because="quadrature over 300 × 81 points",
-)
-def _scale(draw: Draw) -> Both:
-    """Song and Ermon say so of the order of magnitude, where the data are small against σ.
-
-    The weighted loss of a mixture's exact score by double quadrature, at σ and 3σ; the right value
-    is the mean of the posterior's variance.
-    """
-    data, sigma = smooth_mixture(draw), float(draw.uniform(0.3, 0.5))
-    losses, worst = [], 0.0
-    for at in (sigma, 3 * sigma):
-        clean, noisy, weights = pairs(data, at)
-        z = (noisy - clean) / at
-        losses.append(0.5 * weights @ (at * data.score(noisy, at) + z)[:, 0] ** 2)
-        x, weights = line(data, at)
-        error = weights @ data.posterior_cov(x, at)[:, 0, 0]
-        worst = max(worst, residual(losses[-1], 0.5 * error / at**2))
-    unit = Gaussian([0.0], 1.0)
-    values = [
-        0.5 * float(unit.posterior_cov(torch.zeros(1, 1).double(), s)[0, 0, 0]) / s**2
-        for s in (0.01, 1.0, 10.0)
-    ]
-    return Both(
-        residual(losses[0], losses[1]),
-        worst,
-        f"for N(0, 1) the exact score has the weighted loss {values[0]:.3f}, {values[1]:.3f}, "
-        f"{values[2]:.3f} at σ = 0.01, 1, 10",
     )
