@@ -46,10 +46,10 @@ def verify(
             imported(claims)
         chosen = choose(words(claim), words(source), words(tag))
         process = _made(sde) if sde else None
+        if process is not None:
+            chosen = applicable(chosen, process)
     except ValueError as error:
         refuse(error)
-    if process is not None:
-        chosen = applicable(chosen, process)
     if not chosen:
         refuse("no claim is left: --claim, --source, --tag and --sde have none in common")
     try:

@@ -157,6 +157,14 @@ def test_a_process_of_ones_own():
     assert all(found.worst in ("", "Wrong") for found in bad)
 
 
+def test_processes_of_unusual_levels():
+    """High levels are no trouble; too low ones are refused, as no data of size one resolve them."""
+    chosen = [c for c in CLAIMS.values() if c.over == "process" and "forward" in c.tags]
+    assert all(found.good for found in verify(chosen, sde=sk.EDM(50, 80)))
+    with pytest.raises(ValueError, match=r"reaches σ = 0.001; .* need 0.1 at least"):
+        applicable(chosen, sk.EDM(1e-5, 1e-3))
+
+
 def test_the_same_seed_gives_the_same_residuals():
     one, two, other = (try_claim(CLAIMS["fokker-planck"], seed=seed) for seed in (1, 1, 2))
     assert one.residual == two.residual != other.residual

@@ -58,16 +58,31 @@ class Draw:
         return self.log_uniform(_LOW, _HIGH, *shape)
 
     def times(self, process: AffineSDE, *shape: int) -> Tensor:
-        """Draw times of a process, at levels between 0.05 and 10, or near them, that it reaches."""
-        bottom, top = process.sigma_min * 1.01, process.sigma_max * 0.99
-        low, high = max(bottom, min(_LOW, top / 10)), min(top, max(_HIGH, bottom * 10))
-        return process.time(self.log_uniform(low, high, *shape))
+        """Draw times of a process, at the levels of `span`."""
+        return process.time(self.log_uniform(*span(process), *shape))
+
+    def ordered_times(self, process: AffineSDE, n: int) -> tuple[Tensor, Tensor]:
+        """Draw pairs of times ``r < t``, ``(n,)`` each, apart by a fifth of the span at least."""
+        low, high = span(process)
+        place = torch.stack([self.uniform(0.0, 0.4, n), self.uniform(0.6, 1.0, n)])
+        r, t = process.time(low * (high / low) ** place)
+        return r, t
+
+    def inner_times(self, sde: ForwardSDE, *shape: int) -> Tensor:
+        """Draw times of an SDE that are not close to its ends."""
+        return self.uniform(sde.t_min + 0.1 * (sde.T - sde.t_min), 0.9 * sde.T, *shape)
 
     def states(self, process: AffineSDE, data: GaussianMixture, t: Tensor) -> Tensor:
         """Draw one state ``x(t)`` for each time, ``(B,) -> (B, d)``."""
         seed = self.integer(2**31)
         x0 = data.sample(len(t), seed=seed, dtype=torch.float64)
         return process.perturb(x0, t, noise=self.normal(*x0.shape))
+
+
+def span(process: AffineSDE) -> tuple[float, float]:
+    """Return noise levels from 0.05 to 10, or near them, that a process reaches."""
+    bottom, top = process.sigma_min * 1.01, process.sigma_max * 0.99
+    return max(bottom, min(_LOW, top / 10)), min(top, max(_HIGH, bottom * 10))
 
 
 @cache

@@ -22,6 +22,8 @@ Verdict = Literal["holds", "fails", "misprint", "not a misprint", "error"]
 
 # Draws of the identities: each is true for everything, so a few random things tell.
 _REPEATS = 2
+# Below it quadrature over the data does not resolve the noise.
+_LEAST_NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,16 @@ def choose(
 
 
 def applicable(claims: Iterable[Claim], sde: ForwardSDE) -> list[Claim]:
-    """Return the claims that hold for every SDE of the kind of ``sde``."""
+    """Return the claims that hold for every SDE of the kind of ``sde``.
+
+    Raises:
+        ValueError: If it is an affine process whose noise is too small for data of size one.
+    """
+    if isinstance(sde, AffineSDE) and sde.sigma_max < _LEAST_NOISE:
+        raise ValueError(
+            f"the process reaches σ = {sde.sigma_max:.3g}; claims are tried with data of standard "
+            f"deviation 1, which need {_LEAST_NOISE} at least: express the data in smaller units"
+        )
     kinds = ("process", "sde") if isinstance(sde, AffineSDE) else ("sde",)
     return [claim for claim in claims if claim.over in kinds]
 

@@ -342,7 +342,7 @@ def _equilibrium(sde: ForwardSDE, draw: Draw) -> float:
     density without changing it: it is stationary, but the current is not zero.
     """
     data, level = draw.mixture(), float(draw.uniform(0.2, 0.5))
-    t = draw.uniform(sde.t_min + 0.1 * (sde.T - sde.t_min), 0.9 * sde.T, BATCH)
+    t = draw.inner_times(sde, BATCH)
     x = data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64)
     turn = float(draw.uniform(0.5, 2.0)) * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double()
 

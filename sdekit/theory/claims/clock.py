@@ -16,7 +16,7 @@ from ...processes import VE, VP, DiscreteVP
 from ..calculus import jacobian, residual
 from ..claim import claim
 from ..draw import Draw, processes
-from .forward import log_density, ordered_times, transition_log_density
+from .forward import log_density, transition_log_density
 
 BATCH = 6
 
@@ -36,7 +36,7 @@ def _chapman_kolmogorov(process: AffineSDE, draw: Draw) -> float:
 
     And the law of x(t) is the law of x(r) carried by the transition.
     """
-    r, t = (u.squeeze() for u in ordered_times(process, draw, 1))
+    r, t = (u.squeeze() for u in draw.ordered_times(process, 1))
     u = process.time(torch.sqrt(process.sigma(r) * process.sigma(t)))
     x = process.std(r) * draw.normal(1, 1)
     (one, a), (end, whole) = process.transition(x, r, u), process.transition(x, r, t)
@@ -78,7 +78,7 @@ def _one_brownian_motion(process: AffineSDE, draw: Draw) -> float:
     `AffineSDE.transition` is compared with that, and paths of `simulate`, driven by increments on the
     clock σ², with the sums of these increments.
     """
-    r, t = ordered_times(process, draw, BATCH)
+    r, t = draw.ordered_times(process, BATCH)
     x = draw.normal(BATCH, 2)
     mean, std = process.transition(x, r, t)
     s_r, s_t = process.scale(r)[:, None], process.scale(t)[:, None]

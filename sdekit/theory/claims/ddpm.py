@@ -209,9 +209,7 @@ def _bridge(process: AffineSDE, draw: Draw) -> float:
 
     It is compared with Bayes' rule on the densities of `marginal` and `transition`.
     """
-    sigma = draw.levels(6).clamp(process.sigma_min * 1.02, min(process.sigma_max * 0.98, 10.0))
-    t = process.time(sigma)
-    r = process.time(torch.maximum(0.6 * sigma, torch.tensor(process.sigma_min)))
+    r, t = draw.ordered_times(process, 6)
     low, high = process.sigma(r) ** 2, process.sigma(t) ** 2
     x0, z, y = draw.normal(3, 6, 2)
     x = process.perturb(x0, t, noise=z)

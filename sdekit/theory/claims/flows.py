@@ -13,7 +13,7 @@ from ...sde import ForwardSDE, expand
 from ..calculus import divergence, gradient, gram, jacobian, residual
 from ..claim import claim
 from ..draw import Draw
-from .forward import log_density, ordered_times
+from .forward import log_density
 
 BATCH = 6
 
@@ -96,7 +96,7 @@ def _change_of_variables(process: AffineSDE, draw: Draw) -> float:
     For a mixture in one dimension with the exact map of `GaussianMixture.flow`, differentiated;
     for a Gaussian in two with `Gaussian.flow` and `Gaussian.flow_log_det`.
     """
-    r, t = ordered_times(process, draw, BATCH)
+    r, t = draw.ordered_times(process, BATCH)
     (s_r, s_t), (a, b) = process.scale(torch.stack([r, t])), process.sigma(torch.stack([r, t]))
     data = draw.mixture(1, 3)
     x = draw.states(process, data, r)
@@ -130,7 +130,7 @@ def _flow_map(process: AffineSDE, draw: Draw) -> float:
     Their derivative in the later time, for a mixture in one dimension and for a Gaussian in two,
     is compared with `AffineSDE.probability_flow`; and one map after another is one map.
     """
-    r, t = ordered_times(process, draw, BATCH)
+    r, t = draw.ordered_times(process, BATCH)
     middle = process.time(torch.sqrt(process.sigma(r) * process.sigma(t)))
     worst = 0.0
     laws: tuple[GaussianMixture, ...] = (draw.mixture(1, 3), draw.gaussian())
@@ -206,7 +206,7 @@ def _current(sde: ForwardSDE, draw: Draw) -> float:
     `ForwardSDE.probability_flow`, on a density that need not be the SDE's own.
     """
     data, level = draw.mixture(), float(draw.uniform(0.2, 0.5))
-    t = draw.uniform(sde.t_min + 0.1 * (sde.T - sde.t_min), 0.9 * sde.T, BATCH)
+    t = draw.inner_times(sde, BATCH)
     x = data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64)
 
     def density(y: Tensor) -> Tensor:

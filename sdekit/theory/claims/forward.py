@@ -25,15 +25,6 @@ def log_density(process: AffineSDE, data: GaussianMixture, x: Tensor, t: Tensor)
     return data.log_prob(x / expand(s, x), process.sigma(t)) - x.shape[1] * torch.log(s)
 
 
-def ordered_times(process: AffineSDE, draw: Draw, n: int) -> tuple[Tensor, Tensor]:
-    """Draw pairs of times ``r < t``, ``(n,)`` each, apart by a fifth of the levels' range at least."""
-    low = max(0.05, process.sigma_min * 1.01)
-    high = min(10.0, process.sigma_max * 0.99)
-    place = torch.stack([draw.uniform(0.0, 0.4, n), draw.uniform(0.6, 1.0, n)])
-    r, t = process.time(low * (high / low) ** place)
-    return r, t
-
-
 def transition_log_density(
     process: AffineSDE, y: Tensor, t: Tensor, x: Tensor, r: Tensor
 ) -> Tensor:
@@ -98,7 +89,7 @@ def _kolmogorov_forward(process: AffineSDE, draw: Draw) -> float:
 
     The density of `AffineSDE.transition` is differentiated in the later time and state.
     """
-    r, t = ordered_times(process, draw, BATCH)
+    r, t = draw.ordered_times(process, BATCH)
     x = process.std(r)[:, None] * draw.normal(BATCH, 2)
     mean, std = process.transition(x, r, t)
     y = mean + std[:, None] * draw.normal(BATCH, 2)
@@ -130,7 +121,7 @@ def _kolmogorov_backward(process: AffineSDE, draw: Draw) -> float:
 
     The density of `AffineSDE.transition` is differentiated in the earlier time and state.
     """
-    r, t = ordered_times(process, draw, BATCH)
+    r, t = draw.ordered_times(process, BATCH)
     x = process.std(r)[:, None] * draw.normal(BATCH, 2)
     mean, std = process.transition(x, r, t)
     y = mean + std[:, None] * draw.normal(BATCH, 2)
@@ -164,7 +155,7 @@ def _dynkin(process: AffineSDE, draw: Draw) -> float:
     The test function is a wave that moves in time; both means are over the exact Gaussian
     transition, the left one differentiated through its mean and standard deviation.
     """
-    r, t = (u.squeeze() for u in ordered_times(process, draw, 1))
+    r, t = (u.squeeze() for u in draw.ordered_times(process, 1))
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     z, w = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
     start = process.std(r).reshape(1, 1) * draw.normal(1, 1)
@@ -252,5 +243,5 @@ def _moment_rates(sde: ForwardSDE, draw: Draw) -> float:
 
 def _time(sde: ForwardSDE, draw: Draw, n: int) -> Tensor:
     """One time for all of ``n`` points, away from both ends."""
-    t = draw.uniform(sde.t_min + 0.1 * (sde.T - sde.t_min), 0.9 * sde.T)
+    t = draw.inner_times(sde)
     return t.expand(n).clone()

@@ -13,7 +13,6 @@ from ...processes import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SubVP
 from ..calculus import gradient, residual
 from ..claim import claim
 from ..draw import Draw
-from .forward import ordered_times
 
 BATCH = 6
 _NODES, _WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
@@ -294,7 +293,7 @@ def _from_schedule(process: AffineSDE, draw: Draw) -> float:
 )
 def _from_coefficients(process: AffineSDE, draw: Draw) -> float:
     """Drift and ``g²/s²`` are integrated between two times, and compared with what s and σ say."""
-    r, t = (float(u) for u in ordered_times(process, draw, 1))
+    r, t = (float(u) for u in draw.ordered_times(process, 1))
     edges = torch.arange(1, 1000, dtype=torch.float64) / 1000 * process.T
     inner = edges[(edges > r) & (edges < t)]
     ends = torch.tensor([r, t], dtype=torch.float64)

@@ -13,7 +13,7 @@ from ...affine import AffineSDE
 from ...distributions import GaussianMixture
 from ..calculus import residual
 from ..claim import Both, claim
-from ..draw import Draw
+from ..draw import Draw, span
 
 BATCH = 6
 
@@ -109,7 +109,7 @@ def _chapman_kolmogorov_times(process: AffineSDE, draw: Draw) -> Both:
 
     The kernels are those of the process; the integral is a sum over a fine grid.
     """
-    low, high = max(0.05, process.sigma_min * 1.01), min(10.0, process.sigma_max * 0.9)
+    low, high = span(process)
     times = process.time(low * (high / low) ** torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
     x = draw.normal(1, 1)
 

@@ -14,7 +14,7 @@ from ...processes import VP, SubVP
 from ..calculus import generator, gradient, gram, residual
 from ..claim import Both, claim
 from ..draw import Draw
-from .forward import log_density, ordered_times, transition_log_density
+from .forward import log_density, transition_log_density
 
 BATCH = 6
 _LINE = torch.linspace(-16, 16, 4001, dtype=torch.float64)
@@ -47,7 +47,7 @@ def _backward_kolmogorov(draw: Draw) -> Both:
     another equation, that of the reverse SDE, whichever of its arguments the generator acts on.
     """
     process, data = VP(), draw.gaussian(1)
-    s, t = ordered_times(process, draw, BATCH)
+    s, t = draw.ordered_times(process, BATCH)
     x = draw.states(process, data, s)
     mean, std = process.transition(x, s, t)
     y = mean + std[:, None] * draw.normal(BATCH, 1)

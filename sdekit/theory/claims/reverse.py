@@ -11,7 +11,7 @@ from ...sde import ForwardSDE, diffuse, expand, noise_kind
 from ..calculus import fokker_planck, gradient, gram, jacobian, residual
 from ..claim import claim
 from ..draw import Draw, sdes
-from .forward import log_density, ordered_times, transition_log_density
+from .forward import log_density, transition_log_density
 
 BATCH = 6
 
@@ -34,7 +34,7 @@ def _reverse_marginals(sde: ForwardSDE, draw: Draw) -> float:
     """
     data = draw.mixture()
     eta = float(draw.uniform(0.0, 2.0))
-    t = draw.uniform(sde.t_min + 0.1 * (sde.T - sde.t_min), 0.9 * sde.T, BATCH)
+    t = draw.inner_times(sde, BATCH)
     x = data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64)
 
     def density(y: torch.Tensor) -> torch.Tensor:
@@ -49,10 +49,6 @@ def _reverse_marginals(sde: ForwardSDE, draw: Draw) -> float:
 def _law(draw: Draw) -> tuple[GaussianMixture, float]:
     """A density that need not be an SDE's own: the identities hold for every one."""
     return draw.mixture(), float(draw.uniform(0.2, 0.5))
-
-
-def _times(sde: ForwardSDE, draw: Draw) -> Tensor:
-    return draw.uniform(sde.t_min + 0.1 * (sde.T - sde.t_min), 0.9 * sde.T, BATCH)
 
 
 @claim(
@@ -73,7 +69,10 @@ def _forward_marginals(sde: ForwardSDE, draw: Draw) -> float:
     `ForwardSDE` derives.
     """
     data, level = _law(draw)
-    t, x = _times(sde, draw), data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64)
+    t, x = (
+        draw.inner_times(sde, BATCH),
+        data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64),
+    )
     beta = draw.uniform(0.0, 2.0, BATCH)
     flow = sde.probability_flow(score=lambda y, _: data.score(y, level))
 
@@ -119,7 +118,10 @@ def _backward_drift(sde: ForwardSDE, draw: Draw) -> float:
     ``r = T − t`` the drift changes its sign.
     """
     data, level = _law(draw)
-    t, x = _times(sde, draw), data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64)
+    t, x = (
+        draw.inner_times(sde, BATCH),
+        data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64),
+    )
     eta, score = float(draw.uniform(0.3, 2.0)), data.score(x, level)
     reverse = sde.reverse(score=lambda y, _: data.score(y, level), eta=eta)
     upward = reverse.time_reversed()
@@ -155,7 +157,7 @@ def _flow_and_anderson(sde: ForwardSDE, draw: Draw) -> float:
     The flow is asked for as torchdiffeq does, and on flat numpy arrays as scipy does.
     """
     data, level = _law(draw)
-    t = _times(sde, draw)[0]
+    t = draw.inner_times(sde)
     x = data.sample(BATCH, seed=draw.integer(2**31), dtype=torch.float64)
     flow = sde.probability_flow(score=lambda y, _: data.score(y, level))
     anderson = sde.reverse(score=lambda y, _: data.score(y, level))
@@ -244,7 +246,7 @@ def _reverse_kolmogorov(process: AffineSDE, draw: Draw) -> float:
     that of `AffineSDE.reverse`.
     """
     data = draw.mixture()
-    t, last = ordered_times(process, draw, BATCH)
+    t, last = draw.ordered_times(process, BATCH)
     x = draw.states(process, data, t)
     mean, std = process.transition(x, t, last)
     end = mean + std[:, None] * draw.normal(BATCH, 2)
@@ -279,7 +281,7 @@ def _reverse_transition(process: AffineSDE, draw: Draw) -> float:
     transition, in one dimension, and integrated over where it starts.
     """
     data = draw.mixture(1, 3)
-    r, t = (u.squeeze() for u in ordered_times(process, draw, 1))
+    r, t = (u.squeeze() for u in draw.ordered_times(process, 1))
     both = torch.stack([r, t])
     (s_r, s_t), (sigma_r, sigma_t) = process.scale(both), process.sigma(both)
     reach = 9 * float(sigma_t) + 14
@@ -318,7 +320,7 @@ def _reverse_law_gaussian(process: AffineSDE, draw: Draw) -> float:
     scales, eta = draw.log_uniform(0.2, 2.0, 2), float(draw.uniform(0.3, 2.0))
     centre = draw.normal(2)
     data = Gaussian(centre, scales**2)
-    t, last = ordered_times(process, draw, BATCH)
+    t, last = draw.ordered_times(process, BATCH)
     start = draw.states(process, data, last)
 
     def law(u: Tensor) -> tuple[Tensor, Tensor]:
