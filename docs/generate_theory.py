@@ -54,7 +54,7 @@ def misprints(record: Record) -> str:
         if f["verdict"] != "misprint":
             continue
         parts.append(
-            f"### {f['cited']}: {f['title']}\n\n"
+            f"### {f['title']}\n\n{f['cited']}:\n\n"
             f"- printed: `{f['printed']}` (residual {_power(f['residual_as_printed'])})\n"
             f"- right: `{f['statement']}` (residual {_power(f['residual'])})\n"
             f"- consequence: {f['consequence']}\n\n"

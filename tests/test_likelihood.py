@@ -309,15 +309,17 @@ def test_conditioned_images():
 )
 def test_decoding_inverts_encoding(name, exponent, seed):
     process, law, rtol = FINITE[name], sk.Product.random(2, 2, seed=seed), 10**-exponent
+    # The largest of eight errors is 1.2 tolerances in the median, but was 17 in one of 150 draws.
+    bound = 40 * rtol
     x, _ = known(process, law, 4, seed=seed)
     latent = sk.encode(process, law, x, rtol=rtol)
     flow, levels = process.probability_flow(law), [process.sigma_max, process.sigma_min]
     back = sk.solve(flow, latent.x, sigmas=levels, rtol=rtol).x
-    assert (back - x).abs().max() < 10 * rtol * (1 + float(x.abs().max()))
+    assert (back - x).abs().max() < bound * (1 + float(x.abs().max()))
     s, sigma = (scale(process, level) for level in levels), np.array(levels)
     high, low = s
     exact = law.flow(x / low, sigma[1], sigma[0]) * high
-    assert (latent.x - exact).abs().max() < 10 * rtol * (1 + float(exact.abs().max()))
+    assert (latent.x - exact).abs().max() < bound * (1 + float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("process", INFINITE.values(), ids=INFINITE)
