@@ -146,8 +146,9 @@ def _subjects(claim: Claim, sde: ForwardSDE | None) -> Mapping[str, ForwardSDE |
 def try_claim(claim: Claim, *, sde: ForwardSDE | None = None, seed: int = 0) -> Finding:
     """Try one claim; see `verify`."""
     start = time.perf_counter()
-    name = ""
-    residual, printed, worst, consequence = 0.0, math.inf, "", None
+    name, residual, worst = "", 0.0, ""
+    printed: list[float] = []
+    consequence: str | None = None
     repeats = _REPEATS if claim.kind == "identity" else 1
     try:
         for name, subject in _subjects(claim, sde).items():
@@ -157,32 +158,23 @@ def try_claim(claim: Claim, *, sde: ForwardSDE | None = None, seed: int = 0) -> 
                 found = claim.check(draw) if subject is None else claim.check(subject, draw)
                 if isinstance(found, Both) != (claim.printed is not None):
                     raise TypeError("a claim with printed= returns Both, any other a number")
-                values = found[:2] if isinstance(found, Both) else (found,)
-                if any(float(value) < 0 for value in values):
-                    raise ValueError(f"the check returned {found}; a residual is 0 or more")
                 if isinstance(found, Both):
-                    if not found.printed >= printed:  # NaN is no certain failure
-                        printed = float(found.printed)
-                    consequence = found.consequence if consequence is None else consequence
+                    printed.append(float(found.printed))
+                    consequence = consequence or found.consequence
                     found = found.right
+                if min(float(found), *printed, 0.0) < 0:
+                    raise ValueError(f"the check returned {found}; a residual is 0 or more")
                 if not float(found) <= residual:  # NaN counts as worse than everything
                     residual, worst = float(found), name
     except Exception as error:  # a check that breaks is a finding, not the end of the others
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         seconds = time.perf_counter() - start
         return Finding(claim, "error", math.nan, name, None, message, seconds)
-    seconds = time.perf_counter() - start
     verdict: Verdict = "holds" if residual <= claim.tolerance else "fails"
-    if claim.printed is not None and verdict == "holds":
+    if printed and verdict == "holds":
         # What is not finite may as well be a fault of the check, and `residual` makes it of NaN.
-        certain = FACTOR * claim.tolerance <= printed < math.inf
+        certain = all(FACTOR * claim.tolerance <= value < math.inf for value in printed)
         verdict = "misprint" if certain else "not a misprint"
-    return Finding(
-        claim,
-        verdict,
-        residual,
-        worst,
-        None if claim.printed is None else printed,
-        consequence,
-        seconds,
-    )
+    least = min(printed) if printed else None
+    seconds = time.perf_counter() - start
+    return Finding(claim, verdict, residual, worst, least, consequence, seconds)
