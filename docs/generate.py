@@ -53,6 +53,12 @@ SHIPPED_PAIRS = {
 }
 
 
+def read(name: str) -> dict[str, Any]:
+    """Read a committed record."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
 def table(rows: list[tuple[str, ...]]) -> str:
     """Return a Markdown table; the first row is its head."""
     lines = [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from generate import FOLDER, RESULTS, number, table
+from generate import FOLDER, number, read, table
 
 Record = dict[str, Any]
 FIELDS = {
@@ -20,12 +19,6 @@ NETWORKS = {
     "digits": "digits network",
     "unet": "`UNet2DModel`, random weights",
 }
-
-
-def read(name: str) -> Record:
-    """Read a record."""
-    record: Record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return record
 
 
 def _name(method: str) -> str:

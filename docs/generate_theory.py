@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
-from generate import FOLDER, RESULTS, table
+from generate import FOLDER, read, table
 
 Record = dict[str, Any]
-
-
-def _read(name: str) -> Record:
-    record: Record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return record
 
 
 def _power(value: float | None) -> str:
@@ -78,7 +72,7 @@ def caption(record: Record) -> str:
 
 def mutations() -> str:
     """Say how many damages of the package the claims notice, and which they do not."""
-    record = _read("mutations")
+    record = read("mutations")
     lines = [
         f"**{record['noticed']} of {record['tried']}** mutations are noticed, of "
         f"{record['configuration']['possible']} possible ones (seed {record['configuration']['seed']})."
@@ -94,7 +88,7 @@ def mutations() -> str:
 def write_all() -> None:
     """Write the parts of the page."""
     FOLDER.mkdir(exist_ok=True)
-    record = _read("verify")
+    record = read("verify")
     parts = {
         "claims": claims(record),
         "misprints": misprints(record),

@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
-
-
-class Recorded:
-    """Replays standard normal numbers, each scaled to the draw that is asked for."""
-
-    def __init__(self, numbers: Sequence[Tensor] | Tensor) -> None:
-        self.numbers = iter(numbers)
-
-    def increment(self, a, b, like):
-        return next(self.numbers) * (b - a) ** 0.5
-
-    def area(self, a, b, like):
-        return next(self.numbers) * ((b - a) / 12) ** 0.5
-
-    def normal(self, like):
-        return next(self.numbers)
-
-    def on(self, clock):
-        return self
 
 
 class Silent:
@@ -41,35 +19,6 @@ class Silent:
 
     def normal(self, like):
         return self.increment(0, 1, like)
-
-    def on(self, clock):
-        return self
-
-
-class Impulses:
-    """Draw ``k`` is one standard deviation in row ``k + 1`` and zero in the others.
-
-    A solver that is linear in start and noise then shows its response to each of them, and the sum of
-    the squares is the exact variance of its result.
-    """
-
-    def __init__(self) -> None:
-        self.row = 0
-
-    def _unit(self, variance, like):
-        out = torch.zeros_like(like)
-        self.row += 1
-        out[self.row] = variance**0.5
-        return out
-
-    def increment(self, a, b, like):
-        return self._unit(b - a, like)
-
-    def area(self, a, b, like):
-        return self._unit((b - a) / 12, like)
-
-    def normal(self, like):
-        return self._unit(1.0, like)
 
     def on(self, clock):
         return self

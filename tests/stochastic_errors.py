@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from noise_sources import Impulses, Steps
+from noise_sources import Steps
 from orders import measure_order, process_scale
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from sdekit.solvers.multistep import Multistep
 from sdekit.solvers.registry import Solver
 from sdekit.solvers.stochastic_rk import SRA3, StochasticRK
 from sdekit.stochasticity import Eta
+from sdekit.theory.noises import Impulses
 
 SIGMA_DATA = 0.8  # not that of any data here, so that nothing is exact
 STOCHASTIC = {

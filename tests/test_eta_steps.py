@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from noise_sources import Impulses
 from scipy.integrate import quad
 from stochastic_errors import (
     END,
@@ -25,6 +24,7 @@ import sdekit as sk
 from sdekit.reverse import ReverseCoordinates
 from sdekit.solvers.registry import Solver
 from sdekit.stochasticity import Eta
+from sdekit.theory.noises import Impulses
 
 
 def window(values, shares, high=HIGH, low=LOW):

@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from noise_sources import Recorded
 from orders import NotResolved, measure_order
 
 import sdekit as sk
 from sdekit.distributions import Gaussian
 from sdekit.solvers.registry import Solver
+from sdekit.theory.noises import Recorded
 
 HIGH, LOW = 3.0, 0.3
 STEPS = [8, 16, 32, 64, 128]

@@ -8,11 +8,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from noise_sources import Impulses, Recorded, Silent
+from noise_sources import Silent
 from stochastic_errors import OF_ONE_ETA, OF_THE_SDE, SIGMA_DATA, STOCHASTIC, solved
 
 import sdekit as sk
 from sdekit.solvers.stochastic_rk import StochasticRK
+from sdekit.theory.noises import Impulses, Recorded
 
 HIGH, LOW = 3.0, 0.3
 LEVELS = sk.grids.log(7, HIGH, LOW)

@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from noise_sources import Recorded, Silent
+from noise_sources import Silent
 from numpy.polynomial import chebyshev, hermite_e, legendre
 from orders import measure_order
 from stochastic_errors import STOCHASTIC, Modes, levels, remembers, reverse_coordinates, solved
@@ -22,6 +22,7 @@ from stochastic_errors import STOCHASTIC, Modes, levels, remembers, reverse_coor
 import sdekit as sk
 from sdekit.solvers.registry import Solver
 from sdekit.solvers.stochastic_rk import SPARK, StochasticRK
+from sdekit.theory.noises import Recorded
 
 HIGH, LOW = 3.0, 0.3
 DATA = Modes([1.0], [0.15], [0.2])

@@ -12,11 +12,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from noise_sources import Recorded, Silent
+from noise_sources import Silent
 from stochastic_errors import OF_THE_SDE, STOCHASTIC, remembers, solved
 
 import sdekit as sk
 from sdekit.distributions import GaussianMixture
+from sdekit.theory.noises import Recorded
 
 DOUBLE = torch.float64
 ONE_STEP = [  # of the SDE of η = 1

@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 import pytest
-from noise_sources import Impulses, Scaled
+from noise_sources import Scaled
 from orders import NotResolved
 from stochastic_errors import (
     GAUSSIAN,
@@ -30,6 +30,7 @@ from sdekit.solvers.linear import Line, Plan
 from sdekit.solvers.noisy import NoisyScheme
 from sdekit.solvers.registry import Solver
 from sdekit.solvers.stochastic_rk import StochasticRK
+from sdekit.theory.noises import Impulses
 
 
 def caught(name: str, solver: Solver) -> bool:

@@ -11,12 +11,12 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from noise_sources import Recorded
 from orders import measure_order
 from stochastic_errors import GAUSSIAN, HIGH, LOW, STOCHASTIC, reverse_coordinates
 
 import sdekit as sk
 from sdekit.solvers.registry import Solver
+from sdekit.theory.noises import Recorded
 
 pytest.importorskip("diffusers")
 pytest.importorskip("azula")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from noise_sources import Recorded
 from orders import measure_order
 from stochastic_errors import (
     END,
@@ -27,6 +26,7 @@ from stochastic_errors import (
 
 import sdekit as sk
 from sdekit.solvers.registry import Solver
+from sdekit.theory.noises import Recorded
 
 ALONG_PATHS = [name for name, s in STOCHASTIC.items() if not isinstance(s.scheme, sk.Restart)]
 

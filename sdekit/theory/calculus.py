@@ -148,6 +148,18 @@ def line(law: Distribution, sigma: float = 0.0, nodes: int = 2001) -> tuple[Tens
     return y[:, None], 2 * half / (nodes - 1)
 
 
+def quadrature(law: Distribution, sigma: float, nodes: int = 4000) -> tuple[Tensor, Tensor]:
+    """Nodes ``(n, 1)`` and weights ``(n,)`` of expectations under a one-dimensional ``p_σ``."""
+    y, width = line(law, sigma, nodes)
+    return y, torch.exp(law.log_prob(y, sigma)) * width
+
+
+def log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Log-density of an isotropic normal law, ``(B, d), (B, d), (B,) -> (B,)``."""
+    gap = (x - mean).square().sum(1) / variance
+    return -0.5 * (gap + x.shape[1] * torch.log(2 * torch.pi * variance))
+
+
 def speed(path: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Derivative of states ``(B, d)`` with respect to their times ``(B,)``, without a graph."""
     dims = path(t.detach()).shape[1]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..brownian import Clock
+from ..clock import Clock
 
 
 class Recorded:

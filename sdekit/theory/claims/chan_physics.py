@@ -12,7 +12,7 @@ from ...affine import AffineSDE
 from ...distributions import Gaussian
 from ...processes import VP
 from ...sde import ForwardSDE
-from ..calculus import fokker_planck, gradient, gram, residual
+from ..calculus import fokker_planck, gradient, gram, log_normal, residual
 from ..claim import claim
 from ..draw import Draw
 
@@ -112,8 +112,7 @@ def _wiener(draw: Draw) -> float:
 
     def density(x: Tensor, t: Tensor, start: Tensor) -> Tensor:
         mean, std = process.marginal(start, t)
-        z = (x - mean)[:, 0] / std
-        return torch.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * std)
+        return torch.exp(log_normal(x, mean, std**2))
 
     away = (x - start)[:, 0]
     p = torch.exp(-(away**2) / (4 * k * t)) / torch.sqrt(4 * math.pi * k * t)
@@ -260,6 +259,5 @@ def _maxwell(draw: Draw) -> float:
     found = residual(flow, 0.5 * process.g(t) ** 2 * gradient(p, x)[:, 0])
     end = torch.full((BATCH,), process.T, dtype=torch.float64)
     mean, std = process.marginal(draw.normal(BATCH, 1), end)
-    z = (x - mean)[:, 0] / std
-    law = torch.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * std)
+    law = torch.exp(log_normal(x, mean, std**2))
     return max(found, residual(law, p(x)))

@@ -13,7 +13,7 @@ from ...affine import AffineSDE
 from ...brownian import GridPath
 from ...forward import simulate
 from ...processes import VE, VP, DiscreteVP
-from ..calculus import jacobian, residual
+from ..calculus import jacobian, log_normal, residual
 from ..claim import claim
 from ..draw import Draw, processes
 from .forward import log_density, transition_log_density
@@ -147,7 +147,7 @@ def _prior(process: AffineSDE, draw: Draw) -> float:
     x = process.prior_sample((BATCH, 3), seed=seed, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(BATCH, 3, generator=generator, dtype=torch.float64)
-    density = torch.exp(-0.5 * (x / n).square().sum(1)) / (2 * torch.pi * n**2) ** 1.5
+    density = torch.exp(log_normal(x, torch.zeros_like(x), n**2))
     return max(residual(x, n * z), residual(torch.exp(process.prior_log_prob(x)), density))
 
 

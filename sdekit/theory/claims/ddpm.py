@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 
 from ...adapters.predictions import coefficients
 from ...affine import AffineSDE
-from ...distributions import GaussianMixture
 from ...processes import DiscreteVP
 from ...sde import expand
-from ..calculus import residual
+from ..calculus import log_normal, residual
 from ..claim import claim
 from ..draw import Draw
 
@@ -63,28 +61,9 @@ def schedule(draw: Draw, steps: int = 8) -> Schedule:
     return Schedule(DiscreteVP(bar), times, beta, alpha, bar, before)
 
 
-def log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Log-density of an isotropic normal law, ``(B, d), (B, d), (B,) -> (B,)``."""
-    gap = (x - mean).square().sum(1) / variance
-    return -0.5 * (gap + x.shape[1] * torch.log(2 * math.pi * variance))
-
-
 def level(bar: Tensor) -> Tensor:
     """Noise level ``σ = sqrt((1 − ᾱ)/ᾱ)`` of the unscaled state."""
     return torch.sqrt((1 - bar) / bar)
-
-
-def line(data: GaussianMixture, sigma: float, points: int = 4000) -> tuple[Tensor, Tensor]:
-    """Nodes ``(n, 1)`` and weights ``(n,)`` of expectations under a one-dimensional ``p_σ``.
-
-    The trapezoidal rule, which converges exponentially for what is analytic and decays.
-    """
-    mean, cov = data.moments(sigma)
-    centres = data.means[:, 0]
-    reach = 12 * math.sqrt(float(cov)) + float((centres - mean).abs().max())
-    x = torch.linspace(float(mean) - reach, float(mean) + reach, points, dtype=torch.float64)
-    density = torch.exp(data.log_prob(x[:, None], sigma))
-    return x[:, None], density * (x[1] - x[0])
 
 
 @claim(

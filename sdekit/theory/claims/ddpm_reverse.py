@@ -7,15 +7,15 @@ from torch import Tensor
 
 from ...distributions import Gaussian, GaussianMixture
 from ...distributions.conditional import LabelledMixture
-from ..calculus import residual
+from ..calculus import quadrature, residual
 from ..claim import claim
 from ..draw import Draw
-from .ddpm import level, line, schedule
+from .ddpm import level, schedule
 
 
 def _backward(data: GaussianMixture, low: float, high: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of ``x̂`` at ``low`` given ``x̂`` at ``high``, by quadrature, in 1-D."""
-    nodes, weights = line(data, low)
+    nodes, weights = quadrature(data, low)
     posterior = weights * torch.exp(-0.5 * (x - nodes[:, 0]) ** 2 / (high**2 - low**2))  # (B, n)
     posterior = posterior / posterior.sum(1, keepdim=True)
     mean = posterior @ nodes[:, 0]

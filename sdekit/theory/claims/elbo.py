@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ...distributions import Gaussian
-from ..calculus import gradient, residual
+from ..calculus import gradient, quadrature, residual
 from ..claim import claim
 from ..draw import Draw
 from .ddim import family, joint_covariance
-from .ddpm import Schedule, level, line, schedule
+from .ddpm import Schedule, level, schedule
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -325,7 +325,7 @@ def _de_bruijn(draw: Draw) -> float:
     """
     data = draw.mixture(1)
     sigma = float(draw.log_uniform(0.2, 3.0))
-    nodes, weights = line(data, sigma)
+    nodes, weights = quadrature(data, sigma)
 
     def entropy(variance: Tensor) -> Tensor:
         log_prob = data.log_prob(nodes, variance.sqrt())

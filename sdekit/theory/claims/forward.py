@@ -11,7 +11,7 @@ from torch import Tensor
 from ...affine import AffineSDE
 from ...distributions import GaussianMixture
 from ...sde import ForwardSDE, expand
-from ..calculus import fokker_planck, generator, gradient, gram, residual
+from ..calculus import fokker_planck, generator, gradient, gram, log_normal, residual
 from ..claim import claim
 from ..draw import Draw
 
@@ -30,8 +30,15 @@ def transition_log_density(
 ) -> Tensor:
     """Log-density ``(B,)`` of ``x(t) = y`` given ``x(r) = x``, from `AffineSDE.transition`."""
     mean, std = process.transition(x, r, t)
-    z = (y - mean) / expand(std, y)
-    return -0.5 * (z**2).sum(1) - y.shape[1] * torch.log(std * (2 * torch.pi) ** 0.5)
+    return log_normal(y, mean, std**2)
+
+
+def moves(process: AffineSDE, draw: Draw) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Draw states ``(B, 2)`` and their times ``(B,)``, and where the process took them, and when."""
+    r, t = draw.ordered_times(process, BATCH)
+    x = process.std(r)[:, None] * draw.normal(BATCH, 2)
+    mean, std = process.transition(x, r, t)
+    return (x, r), (mean + std[:, None] * draw.normal(BATCH, 2), t)
 
 
 def compact(draw: Draw) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -89,10 +96,7 @@ def _kolmogorov_forward(process: AffineSDE, draw: Draw) -> float:
 
     The density of `AffineSDE.transition` is differentiated in the later time and state.
     """
-    r, t = draw.ordered_times(process, BATCH)
-    x = process.std(r)[:, None] * draw.normal(BATCH, 2)
-    mean, std = process.transition(x, r, t)
-    y = mean + std[:, None] * draw.normal(BATCH, 2)
+    (x, r), (y, t) = moves(process, draw)
 
     def density(z: Tensor, u: Tensor) -> Tensor:
         return torch.exp(transition_log_density(process, z, u, x, r))
@@ -121,10 +125,7 @@ def _kolmogorov_backward(process: AffineSDE, draw: Draw) -> float:
 
     The density of `AffineSDE.transition` is differentiated in the earlier time and state.
     """
-    r, t = draw.ordered_times(process, BATCH)
-    x = process.std(r)[:, None] * draw.normal(BATCH, 2)
-    mean, std = process.transition(x, r, t)
-    y = mean + std[:, None] * draw.normal(BATCH, 2)
+    (x, r), (y, t) = moves(process, draw)
 
     def density(z: Tensor, u: Tensor) -> Tensor:
         return torch.exp(transition_log_density(process, y, t, z, u))

@@ -10,6 +10,7 @@ from ... import grids
 from ...distributions import Gaussian, GaussianMixture, LabelledMixture, posterior
 from ...guidance import ClassifierFree, ClassifierGuided, cfg_plus_plus
 from ...inverse import LinearObservation, PiGDM
+from ...linear import component_covs
 from ...processes import EDM
 from ...sampling import solve
 from ..calculus import gradient, line, residual
@@ -203,7 +204,7 @@ def _linear_observation(draw: Draw) -> float:
     found = residual(given.score(x, 0.0), prior + likelihood, prior, likelihood)
     # x̂ = x0 + σ ε and y: one Gaussian for each component.
     lift = torch.cat([torch.eye(2, dtype=torch.float64), matrix])
-    covs = torch.stack([lift @ component(law, k) @ lift.mT for k in range(3)])
+    covs = lift @ component_covs(law) @ lift.mT
     spread = torch.tensor([sigma**2, sigma**2, noise**2], dtype=torch.float64)
     joint = GaussianMixture(law.weights, law.means @ lift.mT, covs + torch.diag(spread))
 
@@ -213,13 +214,6 @@ def _linear_observation(draw: Draw) -> float:
 
     guided = ClassifierGuided(law, log_prob)(x, sigma)
     return max(found, residual(guided, given(x, sigma), x))
-
-
-def component(law: GaussianMixture, k: int) -> Tensor:
-    """Covariance of one component."""
-    labels = torch.ones(len(law.weights), dtype=torch.int64)
-    labels[k] = 0
-    return LabelledMixture(law, labels).given(0).moments()[1]
 
 
 @claim(

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ...chains import langevin
 from ...distributions import Gaussian, GaussianMixture
-from ..calculus import fokker_planck, generator, residual
+from ..calculus import fokker_planck, generator, quadrature, residual
 from ..claim import claim
 from ..draw import Draw
 from ..noises import Impulses
-from .ddpm import line
 
 EYE = torch.eye(1, dtype=torch.float64)
 
@@ -58,7 +57,7 @@ def _invariance(draw: Draw) -> float:
     )
     worst = residual(parts[0], -parts[1])
     flat = draw.mixture(1)
-    nodes, weights = line(flat, sigma)
+    nodes, weights = quadrature(flat, sigma)
     a, b = draw.uniform(0.5, 2.0), draw.normal()
 
     def wave(shape: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
@@ -155,7 +154,7 @@ def _adjusted(draw: Draw) -> float:
     """
     data = two_modes(float(draw.uniform(0.3, 0.7)), 0.9, 0.3)
     x, seed = data.sample(4000, seed=draw.integer(2**31)), draw.integer(2**31)
-    nodes, weights = line(data, 0.0)
+    nodes, weights = quadrature(data, 0.0)
 
     def features(y: Tensor) -> Tensor:
         return torch.cat([y, y**2, torch.cos(2 * y)], 1)

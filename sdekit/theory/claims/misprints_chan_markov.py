@@ -14,6 +14,7 @@ from ...distributions import GaussianMixture
 from ..calculus import residual
 from ..claim import Both, claim
 from ..draw import Draw, span
+from .forward import transition_log_density
 
 BATCH = 6
 
@@ -114,20 +115,18 @@ def _chapman_kolmogorov_times(process: AffineSDE, draw: Draw) -> Both:
     x = draw.normal(1, 1)
 
     def kernel(y: Tensor, x: Tensor, a: int, b: int) -> Tensor:
-        mean, std = process.transition(x, times[a], times[b])
-        z = (y - mean) / std
-        return torch.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * std)
+        return torch.exp(transition_log_density(process, y, times[b], x, times[a]))
 
     mean, std = process.transition(x, times[0], times[2])
     far = mean + std * draw.normal(BATCH, 1)
     middle, width = process.transition(x, times[0], times[1])
     between = middle + width * torch.linspace(-9, 9, 2001, dtype=torch.float64)[:, None]
-    inner = kernel(between, x, 0, 1)[:, 0]
-    outer = torch.cat([kernel(y, between, 1, 2) for y in far], 1)
+    inner = kernel(between, x, 0, 1)
+    outer = torch.stack([kernel(y[None], between, 1, 2) for y in far], 1)
     total = (outer * inner[:, None]).sum(0) * (between[1, 0] - between[0, 0])
-    exact = kernel(far, x, 0, 2)[:, 0]
+    exact = kernel(far, x, 0, 2)
     return Both(
-        residual(exact, kernel(far, x, 0, 1)[:, 0]),
+        residual(exact, kernel(far, x, 0, 1)),
         residual(exact, total),
         "the last of two steps is not taken: of a Wiener process at t₃ = 2 it gives the variance at "
         "t₂ = 1, half of the right one",

@@ -8,33 +8,27 @@ import torch
 from torch import Tensor
 
 from ...affine import AffineSDE
-from ...distributions import Gaussian, GaussianMixture
+from ...distributions import Gaussian
 from ...processes import VP
-from ...sde import expand
 from ..calculus import fokker_planck, gradient, gram, residual
 from ..claim import Both, claim
 from ..draw import Draw
+from .forward import log_density
 
 BATCH = 6
 SECOND = "round-off of second derivatives by automatic differentiation"
 ROUNDING = "round-off of a few operations"
 
 
-def density(process: AffineSDE, data: GaussianMixture, x: Tensor, t: Tensor) -> Tensor:
-    """Density of ``x(t)``, ``(B,)``."""
-    s = process.scale(t)
-    return torch.exp(data.log_prob(x / expand(s, x), process.sigma(t))) / s ** x.shape[1]
-
-
 def evolution(process: AffineSDE, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """``∂p/∂t`` of a mixture, and the terms ``−∇·(D¹p)`` and ``∇∇:(D²p)``, at random points."""
     data, t = draw.mixture(1), draw.times(process, BATCH)
     x = draw.states(process, data, t)
-    rate = gradient(lambda u: density(process, data, x, u), t)
+    rate = gradient(lambda u: torch.exp(log_density(process, data, x, u)), t)
     along, spread = fokker_planck(
         lambda y: process.drift(y, t),
         lambda y: gram(process, y, t),
-        lambda y: density(process, data, y, t),
+        lambda y: torch.exp(log_density(process, data, y, t)),
         x,
     )
     return rate, along, spread
@@ -142,10 +136,10 @@ def _linear_drift(draw: Draw) -> Both:
     process = AffineSDE(f=lambda t: -gamma + 0 * t, g=lambda t: root + 0 * t)
     data, t = draw.mixture(1), draw.times(process, BATCH)
     x = draw.states(process, data, t)
-    rate = gradient(lambda u: density(process, data, x, u), t)
+    rate = gradient(lambda u: torch.exp(log_density(process, data, x, u)), t)
 
     def p(y: Tensor) -> Tensor:
-        return density(process, data, y, t)
+        return torch.exp(log_density(process, data, y, t))
 
     second = sigma**2 * gradient(lambda y: gradient(p, y)[:, 0], x)[:, 0]
     printed = -gradient(lambda y: -gamma * p(y), x)[:, 0]

@@ -8,22 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...distributions import Gaussian, GaussianMixture
+from ...distributions import Gaussian
 from ...linear import LinearSDE
 from ...processes import VP, SubVP
 from ..calculus import generator, gradient, gram, residual
 from ..claim import Both, claim
 from ..draw import Draw
 from .forward import log_density, transition_log_density
+from .score_matching import smooth_mixture
 
 BATCH = 6
 _LINE = torch.linspace(-16, 16, 4001, dtype=torch.float64)
-
-
-def _law(draw: Draw) -> GaussianMixture:
-    """A mixture in one dimension that is smooth on the scale of `_LINE`."""
-    variances = draw.uniform(0.15, 0.6, 3)
-    return GaussianMixture(torch.softmax(draw.normal(3), 0), draw.uniform(-2, 2, 3, 1), variances)
 
 
 def _one(value: float | Tensor) -> Tensor:
@@ -158,7 +153,7 @@ def _remainder(draw: Draw) -> Both:
     They add ``E[∇log p·∇Δf] + ½ E Δ²f = −½ E Δ²f`` by parts. For f = x⁴ on a mixture by quadrature,
     against ``(μ_{t+τ} − μ_t)/τ²``; that μ_t is missing is not counted.
     """
-    data, ratios = _law(draw), []
+    data, ratios = smooth_mixture(draw), []
     density = torch.exp(data.log_prob(_LINE[:, None]))
     score = data.score(_LINE[:, None], 0.0)[:, 0]
     before = torch.trapezoid(density * _LINE**4, _LINE)

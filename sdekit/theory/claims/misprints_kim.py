@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...distributions import Gaussian, GaussianMixture
-from ..calculus import divergence, residual
+from ..calculus import divergence, log_normal, quadrature, residual
 from ..claim import Both, claim
 from ..draw import Draw
-from .ddpm import level, line, log_normal, schedule
+from .ddpm import level, schedule
 from .score_matching import network, pairs, smooth_mixture
 
 
@@ -32,13 +32,13 @@ def _explicit(draw: Draw) -> Both:
     implicit objective with C = ½E‖∇log p‖².
     """
     data, sigma = smooth_mixture(draw), float(draw.uniform(0.2, 1.0))
-    x, weights = line(data, sigma)
+    x, weights = quadrature(data, sigma)
     net, score = network(draw, 1), data.score(x, sigma)
     trace = divergence(net, x)[:, None]
     constant = 0.5 * weights @ score[:, 0] ** 2
     last = weights @ (trace[:, 0] + 0.5 * net(x)[:, 0] ** 2) + constant
     values = [0.5 * weights @ (guess - score)[:, 0] ** 2 for guess in (trace, net(x))]
-    x, weights = line(Gaussian([0.0], 1.0), 0.0)
+    x, weights = quadrature(Gaussian([0.0], 1.0), 0.0)
     true = 0.5 * weights @ (-1 + x[:, 0]) ** 2
     none = 0.5 * weights @ x[:, 0] ** 2
     return Both(
@@ -81,7 +81,7 @@ def _mixture(draw: Draw) -> Both:
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     both = sum(Gaussian([m], 0.5).score(ends, 0.0)[:, 0] for m in (-4.0, 4.0))
     assert isinstance(both, Tensor)
-    grid, mass = line(GaussianMixture([0.2, 0.8], [[-4.0], [4.0]], 0.5), 0.0)
+    grid, mass = quadrature(GaussianMixture([0.2, 0.8], [[-4.0], [4.0]], 0.5), 0.0)
     near = float(mass[grid[:, 0].abs() < 1.5].sum())
     return Both(
         residual(first + second, score),
@@ -204,7 +204,7 @@ def _lemma_4(draw: Draw) -> Both:
     """
     first, second = draw.gaussian(1), draw.gaussian(1)
     (a, A), (b, B) = first.moments(), second.moments()
-    x, weights = line(first, 0.0)
+    x, weights = quadrature(first, 0.0)
     exact = weights @ (first.log_prob(x, 0.0) - second.log_prob(x, 0.0))
     square = ((a - b) ** 2 / B).sum()
     ratio, logs = (A / B).sum(), torch.log(B / A).sum()

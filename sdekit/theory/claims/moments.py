@@ -21,6 +21,7 @@ from ..calculus import (
     laplacian,
     line,
     log_derivative,
+    log_normal,
     residual,
     speed,
 )
@@ -154,7 +155,7 @@ def _reverse_kernel(draw: Draw) -> float:
     law = draw.mixture()
     x, sigma, low, h = step(draw, law)
     y = x + math.sqrt(h) * draw.normal(*x.shape)
-    forward = -((x - y).square().sum(1)) / (2 * h) - math.log(2 * math.pi * h)
+    forward = log_normal(x, y, torch.tensor(h, dtype=torch.float64))
     right = law.log_prob(y, low) + forward - law.log_prob(x, sigma)
     return residual(law.reverse_transition(x, sigma, low).log_prob(y), right, forward)
 

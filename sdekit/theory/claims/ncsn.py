@@ -19,11 +19,11 @@ from ...sampling import solve
 from ...solvers.langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from ...solvers.registry import Solver, methods
 from ...solvers.scheme import Scheme
-from ..calculus import residual
+from ..calculus import quadrature, residual
 from ..claim import claim
 from ..draw import Draw
 from ..noises import Impulses
-from .ddpm import line, schedule
+from .ddpm import schedule
 from .langevin import kernel, two_modes
 
 
@@ -111,7 +111,7 @@ def _ratio(draw: Draw) -> float:
     for data in (draw.mixture(1), Empirical(draw.normal(1, 1))):
         for level in (0.5, 2.0, 8.0):
             alpha = epsilon * level**2 / last**2
-            x, weights = line(data, level)
+            x, weights = quadrature(data, level)
             signal = weights @ (alpha / 2 * data.score(x, level)[:, 0]) ** 2
             error = weights @ data.posterior_cov(x, level)[:, 0, 0]
             wanted = epsilon / (4 * last**2) * (1 - error / level**2)

@@ -12,10 +12,9 @@ from torch import Tensor
 from ...affine import AffineSDE
 from ...distributions import Empirical, GaussianMixture
 from ...sde import expand
-from ..calculus import divergence, gradient, jacobian, residual
+from ..calculus import divergence, gradient, jacobian, quadrature, residual
 from ..claim import claim
 from ..draw import Draw
-from .ddpm import line
 from .forward import log_density
 
 Net = Callable[[Tensor], Tensor]
@@ -45,7 +44,7 @@ def plane(data: GaussianMixture, sigma: float, points: int = 220) -> tuple[Tenso
 
 def pairs(data: GaussianMixture, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
     """Clean and noisy nodes ``(n, 1)``, and weights ``(n,)``, of ``p(x₀) N(x̃; x₀, σ²)``."""
-    clean, weights = line(data, 0.0, 300)
+    clean, weights = quadrature(data, 0.0, 300)
     z = torch.linspace(-9, 9, 81, dtype=torch.float64)
     noise = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     noisy = (clean + sigma * z).reshape(-1, 1)
@@ -74,7 +73,7 @@ def _tweedie(draw: Draw) -> float:
     automatic derivative of the log-density. In two dimensions denoiser, score and derivative.
     """
     data, sigma = draw.mixture(1), float(draw.log_uniform(0.1, 3.0))
-    nodes, weights = line(data, 0.0)
+    nodes, weights = quadrature(data, 0.0)
     x = data.sample(5, sigma, seed=draw.integer(2**31))
     posterior = weights * torch.exp(-0.5 * ((x - nodes[:, 0]) / sigma) ** 2)
     mean = (posterior @ nodes) / posterior.sum(1, keepdim=True)
@@ -105,7 +104,7 @@ def _second(draw: Draw) -> float:
     automatic derivatives of the denoiser and of the score.
     """
     data, sigma = draw.mixture(1), float(draw.log_uniform(0.1, 3.0))
-    nodes, weights = line(data, 0.0)
+    nodes, weights = quadrature(data, 0.0)
     x = data.sample(5, sigma, seed=draw.integer(2**31))
     posterior = weights * torch.exp(-0.5 * ((x - nodes[:, 0]) / sigma) ** 2)
     posterior = posterior / posterior.sum(1, keepdim=True)
@@ -262,7 +261,7 @@ def _denoising(draw: Draw) -> float:
     net = network(draw, 1)
     clean, noisy, weights = pairs(data, sigma)
     left = 0.5 * weights @ (net(noisy) + (noisy - clean) / sigma**2)[:, 0] ** 2
-    x, weights = line(data, sigma)
+    x, weights = quadrature(data, sigma)
     explicit = 0.5 * weights @ (net(x) - data.score(x, sigma))[:, 0] ** 2
     fisher = weights @ data.score(x, sigma)[:, 0] ** 2
     error = weights @ data.posterior_cov(x, sigma)[:, 0, 0]
@@ -293,7 +292,7 @@ def _gradients(draw: Draw) -> float:
         return hidden @ theta[4:6, None] + theta[6] * x
 
     clean, noisy, joint = pairs(data, sigma)
-    x, weights = line(data, sigma)
+    x, weights = quadrature(data, sigma)
     z = (noisy - clean) / sigma
     objectives = (
         0.5 * weights @ (net(x) - data.score(x, sigma))[:, 0] ** 2,
@@ -376,6 +375,6 @@ def _ncsn_loss(draw: Draw) -> float:
     clean, noisy, weights = pairs(data, sigma)
     z = (noisy - clean) / sigma
     loss = 0.5 * weights @ (sigma * data.score(noisy, sigma) + z)[:, 0] ** 2
-    x, weights = line(data, sigma)
+    x, weights = quadrature(data, sigma)
     error = weights @ data.posterior_cov(x, sigma)[:, 0, 0]
     return residual(loss, 0.5 * error / sigma**2)

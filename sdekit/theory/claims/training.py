@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ... import losses
 from ...denoisers import EDMDenoiser
 from ...distributions import GaussianMixture
-from ..calculus import residual
+from ..calculus import quadrature, residual
 from ..claim import claim
 from ..draw import Draw
-from .ddpm import line
 from .score_matching import network, pairs, smooth_mixture
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -138,7 +137,7 @@ def _minimiser(draw: Draw) -> float:
     data, sigma = smooth_mixture(draw), float(draw.uniform(0.4, 1.5))
     scale, net = float(draw.uniform(0.3, 2.0)), network(draw, 1)
     clean, noisy, weights = pairs(data, sigma)
-    x, own = line(data, sigma)
+    x, own = quadrature(data, sigma)
     square = own @ net(x)[:, 0] ** 2
     size = {
         "x0": 1.0,
