@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import sdekit
-from sdekit.bench import suite
 from sdekit.bench.peers import PEERS
 from sdekit.bench.problems import SIGMA_MAX, SIGMA_MIN
-from sdekit.bench.ratios import (
+from sdekit.bench.suites import suite
+from sdekit.bench.suites.files import read_suite, read_tolerances
+from sdekit.bench.suites.ratios import (
     DEFAULT,
     GOALS,
     NETWORK,
@@ -20,9 +21,8 @@ from sdekit.bench.ratios import (
     SHIPPED,
     Ratios,
 )
-from sdekit.bench.store import read_suite, read_tolerances
-from sdekit.bench.tolerance import targets
-from sdekit.bench.tolerance_ratios import DECADES, Costs
+from sdekit.bench.suites.tolerance import targets
+from sdekit.bench.suites.tolerance_ratios import DECADES, Costs
 from sdekit.grids import GRIDS
 from sdekit.inputs import default_method
 

@@ -7,11 +7,11 @@ import json
 from generate import FOLDER, RESULTS, number, table
 
 from sdekit.bench.problems import SIGMA_MAX, SIGMA_MIN
-from sdekit.bench.ratios import OURS, PEER
-from sdekit.bench.sde import HEATS, KEPT, KEPT_FULL
-from sdekit.bench.sde_ratios import DEFAULT, METRICS, WeakRatios
-from sdekit.bench.sde_report import COMPARED, verdict
-from sdekit.bench.store import read_sdes
+from sdekit.bench.suites.files import read_sdes
+from sdekit.bench.suites.ratios import OURS, PEER
+from sdekit.bench.suites.sde import HEATS, KEPT, KEPT_FULL
+from sdekit.bench.suites.sde_ratios import DEFAULT, METRICS, WeakRatios
+from sdekit.bench.suites.sde_report import COMPARED, verdict
 
 SHOWN = (6, 8, 10, 15, 20, 50)
 PEERS_SHOWN = 12

@@ -14,22 +14,22 @@ import typer
 from rich.table import Table
 
 from .bench import Config, run_benchmark, write_results
-from .bench.cells import CellStore
 from .bench.plots import write_plots
 from .bench.problems import SUITES, check_problem_name
 from .bench.report import print_report
 from .bench.runner import QUICK
-from .bench.sde import EXACT, SdeCell, SdeConfig, run_sdes
-from .bench.sde import QUICK as QUICK_SDES
-from .bench.sde_plots import write_sde_plots
-from .bench.sde_report import print_sde_report
-from .bench.store import write_sdes, write_suite, write_tolerances
-from .bench.suite import HEATS, SuiteConfig, SuiteStore, run_suite
-from .bench.suite_plots import write_suite_plots
-from .bench.suite_report import print_suite_report
-from .bench.tolerance import QUICK as QUICK_TOLERANCES
-from .bench.tolerance import ToleranceCell, ToleranceConfig, run_tolerances
-from .bench.tolerance_report import print_tolerance_report
+from .bench.suites.cells import CellStore
+from .bench.suites.files import write_sdes, write_suite, write_tolerances
+from .bench.suites.sde import EXACT, SdeCell, SdeConfig, run_sdes
+from .bench.suites.sde import QUICK as QUICK_SDES
+from .bench.suites.sde_plots import write_sde_plots
+from .bench.suites.sde_report import print_sde_report
+from .bench.suites.suite import HEATS, SuiteConfig, SuiteStore, run_suite
+from .bench.suites.suite_plots import write_suite_plots
+from .bench.suites.suite_report import print_suite_report
+from .bench.suites.tolerance import QUICK as QUICK_TOLERANCES
+from .bench.suites.tolerance import ToleranceCell, ToleranceConfig, run_tolerances
+from .bench.suites.tolerance_report import print_tolerance_report
 from .sample_cli import sample
 from .solvers.registry import methods as registered
 from .terminal import console, refuse, words

@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit import cli, grids
-from sdekit.bench import sde
 from sdekit.bench.peers import SDE_PEERS
 from sdekit.bench.peers.peer import seeded
 from sdekit.bench.problems import PROBLEMS, SIGMA_MAX, SIGMA_MIN, SUITES
-from sdekit.bench.ratios import OURS, PEER
-from sdekit.bench.sde import BUDGETS, CHOSEN, EXACT, SHARE, SdeCell, SdeConfig, run_sdes
-from sdekit.bench.sde_ratios import AT_FLOOR, DEFAULT, GOAL, METRICS, WeakRatios
-from sdekit.bench.sde_report import print_sde_report
-from sdekit.bench.store import read_sdes, write_sdes
+from sdekit.bench.suites import sde
+from sdekit.bench.suites.files import read_sdes, write_sdes
+from sdekit.bench.suites.ratios import OURS, PEER
+from sdekit.bench.suites.sde import BUDGETS, CHOSEN, EXACT, SHARE, SdeCell, SdeConfig, run_sdes
+from sdekit.bench.suites.sde_ratios import AT_FLOOR, DEFAULT, GOAL, METRICS, WeakRatios
+from sdekit.bench.suites.sde_report import print_sde_report
 from sdekit.bench.weak import BatchDenoiser, Judge
 
 LAW = sk.GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.4, -0.2]], [0.3**2, 0.2**2])

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit import cli, shards
-from sdekit.bench.tolerance import ToleranceConfig
+from sdekit.bench.suites.tolerance import ToleranceConfig
 from sdekit.parallel import Workers, load, sample_seeds, sample_to
 from sdekit.workers import own_device
 

@@ -16,12 +16,21 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit import cli
-from sdekit.bench import suite
-from sdekit.bench.ratios import ANY_GRID, FITTED, GOALS, OURS, PEER, PEER_OUR_GRIDS, SERIES, Ratios
-from sdekit.bench.store import read_suite, write_suite
-from sdekit.bench.suite import SuiteCell, SuiteConfig, SuiteStore, run_suite
-from sdekit.bench.suite_plots import write_suite_plots
-from sdekit.bench.suite_report import print_suite_report
+from sdekit.bench.suites import suite
+from sdekit.bench.suites.files import read_suite, write_suite
+from sdekit.bench.suites.ratios import (
+    ANY_GRID,
+    FITTED,
+    GOALS,
+    OURS,
+    PEER,
+    PEER_OUR_GRIDS,
+    SERIES,
+    Ratios,
+)
+from sdekit.bench.suites.suite import SuiteCell, SuiteConfig, SuiteStore, run_suite
+from sdekit.bench.suites.suite_plots import write_suite_plots
+from sdekit.bench.suites.suite_report import print_suite_report
 
 HAVE_PEERS = all(cli.find_spec(name) for name in ("diffusers", "azula"))
 DEFAULT = SERIES["default"]

@@ -14,22 +14,23 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit import cli
-from sdekit.bench import problems, tolerance
-from sdekit.bench.cells import CellStore
+from sdekit.bench import problems
 from sdekit.bench.peers import ODE_PEERS
 from sdekit.bench.peers.of_ode import OutOfEvaluationsError
 from sdekit.bench.problems import SIGMA_MAX, SIGMA_MIN, rms
-from sdekit.bench.ratios import OURS, PEER
-from sdekit.bench.store import read_tolerances, write_tolerances
-from sdekit.bench.tolerance import (
+from sdekit.bench.suites import tolerance
+from sdekit.bench.suites.cells import CellStore
+from sdekit.bench.suites.files import read_tolerances, write_tolerances
+from sdekit.bench.suites.ratios import OURS, PEER
+from sdekit.bench.suites.tolerance import (
     RTOLS,
     ToleranceCell,
     ToleranceConfig,
     nfe_to_reach,
     run_tolerances,
 )
-from sdekit.bench.tolerance_ratios import DECADES, Costs
-from sdekit.bench.tolerance_report import print_tolerance_report
+from sdekit.bench.suites.tolerance_ratios import DECADES, Costs
+from sdekit.bench.suites.tolerance_report import print_tolerance_report
 
 DEFAULT = tolerance.default_methods()[0]
 TWO_PEERS = ("scipy DOP853", "torchdiffeq bosh3 in t")

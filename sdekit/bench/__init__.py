@@ -5,7 +5,7 @@ The command is ``sdekit bench``; the same from Python is `run_benchmark`.
 
 from .problems import PROBLEMS, Problem, Reference, make_problem, solve_reference
 from .runner import Cell, Config, Results, run_benchmark
-from .store import write_results
+from .suites.files import write_results
 
 __all__ = [
     "PROBLEMS",

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..inputs import default_method
-from .problems import PROBLEMS
+from ...inputs import default_method
+from ..problems import PROBLEMS
 from .ratios import OURS, PEER
 from .tolerance import ToleranceCell, nfe_to_reach, targets
 

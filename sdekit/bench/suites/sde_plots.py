@@ -9,8 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .plots import GREY, PALETTE, RC, label_ends, save_figure
-from .problems import make_problem
+from ..plots import GREY, PALETTE, RC, label_ends, save_figure
+from ..problems import make_problem
 from .sde import SdeCell
 from .sde_ratios import DEFAULT, HALF, WeakRatios
 from .suite_plots import frame, line, panels_of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .problems import PROBLEMS
+from ..problems import PROBLEMS
 from .ratios import OURS, PEER
 from .sde import CHOSEN, EXACT, SHARE, SdeCell
 from .tolerance_ratios import geometric_mean

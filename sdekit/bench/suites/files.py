@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records import provenance, write_json
-from .problems import PROCESS, SIGMA_MAX, SIGMA_MIN
+from ...records import provenance, write_json
+from ..problems import PROCESS, SIGMA_MAX, SIGMA_MIN
+from ..runner import Config, Results
 from .ratios import ANY_GRID, FITTED, GOALS, OURS, PEER, Ratios
-from .runner import Config, Results
 from .sde import EXACT, HEATS, SHARE, SdeCell, SdeConfig
 from .sde_ratios import AT_FLOOR, DEFAULT, GOAL, GOAL_BUDGETS, METRICS, WeakRatios
 from .suite import SuiteCell, SuiteConfig

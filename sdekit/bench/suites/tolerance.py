@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..inputs import default_method
-from ..solution import SolveError
-from ..solvers.registry import methods
+from ...inputs import default_method
+from ...solution import SolveError
+from ...solvers.registry import methods
+from ..peers import ODE_PEERS, OdePeer
+from ..peers.of_ode import ALONE, BATCH
+from ..problems import SIGMA_MAX, SIGMA_MIN, SUITES, Problem, check_problem_name, make_problem, rms
 from .cells import CellStore
-from .peers import ODE_PEERS, OdePeer
-from .peers.of_ode import ALONE, BATCH
-from .problems import SIGMA_MAX, SIGMA_MIN, SUITES, Problem, check_problem_name, make_problem, rms
 from .ratios import OURS, PEER
 
 # Two tolerances per decade; one where a peer solves samples one by one.

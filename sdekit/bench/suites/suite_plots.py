@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from .plots import PALETTE, RC, label_ends, save_figure
-from .problems import make_problem
+from ..plots import PALETTE, RC, label_ends, save_figure
+from ..problems import make_problem
 from .ratios import ANY_GRID, FLOOR, GOALS, NETWORK, SERIES, SHIPPED, Ratios, Series
 from .suite import SuiteCell
 

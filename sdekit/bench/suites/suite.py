@@ -17,17 +17,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..denoisers import known_sigma_data
-from ..equidistribute import run_pilot
-from ..grids import balanced, power_theta, theta
-from ..processes import EDM
-from ..scale import fit_solver
-from ..solution import SolveError
-from ..solvers.registry import Solver, grid_name, methods
-from ..spacing import Grid
-from .cells import CellStore
-from .peers import PEERS, Peer
-from .problems import (
+from ...denoisers import known_sigma_data
+from ...equidistribute import run_pilot
+from ...grids import balanced, power_theta, theta
+from ...processes import EDM
+from ...scale import fit_solver
+from ...solution import SolveError
+from ...solvers.registry import Solver, grid_name, methods
+from ...spacing import Grid
+from ..peers import PEERS, Peer
+from ..problems import (
     PROCESS,
     SIGMA_MAX,
     SIGMA_MIN,
@@ -36,6 +35,7 @@ from .problems import (
     make_problem,
     rms,
 )
+from .cells import CellStore
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 120)
 # Peers have six hundred settings. All are run at these budgets, and at the others those that come

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .problems import SIGMA_MAX, SIGMA_MIN, Problem, solve_reference
+from ..problems import SIGMA_MAX, SIGMA_MIN, Problem, solve_reference
 
 
 class Keyed(Protocol):

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..distributions import GaussianMixture
-from ..sampling import solve
-from ..scale import fit_solver
-from ..sde import ProbabilityFlow, ReverseSDE
-from ..solution import SolveError
-from ..solvers.registry import Solver, grid_name, methods
+from ...distributions import GaussianMixture
+from ...sampling import solve
+from ...scale import fit_solver
+from ...sde import ProbabilityFlow, ReverseSDE
+from ...solution import SolveError
+from ...solvers.registry import Solver, grid_name, methods
+from ..peers import SDE_PEERS, Peer
+from ..peers.peer import seeded
+from ..problems import PROCESS, SIGMA_MAX, SIGMA_MIN, SUITES, check_problem_name, make_problem
+from ..weak import BatchDenoiser, Judge
 from .cells import CellStore
-from .peers import SDE_PEERS, Peer
-from .peers.peer import seeded
-from .problems import PROCESS, SIGMA_MAX, SIGMA_MIN, SUITES, check_problem_name, make_problem
 from .ratios import OURS, PEER
-from .weak import BatchDenoiser, Judge
 
 BUDGETS = (6, 8, 10, 15, 20, 30, 50, 100)
 EXACT = "exact samples"

@@ -1,0 +1,1 @@
+"""The large comparisons with other packages, each with its own plan."""
