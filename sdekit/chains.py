@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.stats import norm
 from torch import Tensor
 
 from .brownian import NoiseSource
@@ -141,6 +139,9 @@ def ncsn_levels(diameter: float, dim: int, sigma_min: float, overlap: float = 0.
     Raises:
         ValueError: If an argument is out of its range.
     """
+    from scipy.optimize import brentq  # half a second to import
+    from scipy.special import ndtr
+
     if not (0 < sigma_min < diameter and dim >= 1 and 0 < overlap < 1):
         raise ValueError(
             f"sigma_min = {sigma_min}, diameter = {diameter}, dim = {dim}, overlap = {overlap}; needed "
@@ -149,7 +150,7 @@ def ncsn_levels(diameter: float, dim: int, sigma_min: float, overlap: float = 0.
 
     def excess(gamma: float) -> float:
         shift = math.sqrt(2 * dim) * (gamma - 1)
-        return float(norm.cdf(shift + 3 * gamma) - norm.cdf(shift - 3 * gamma)) - overlap
+        return float(ndtr(shift + 3 * gamma) - ndtr(shift - 3 * gamma)) - overlap
 
     high = 2.0
     while excess(high) > 0 and high < 1e6:

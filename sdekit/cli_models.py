@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from .affine import AffineSDE
 from .denoisers import layers
 from .digits import load_digits_denoiser
+from .processes import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP
 from .weights import load_weights
+
+PROCESSES: dict[str, Callable[[], AffineSDE]] = {
+    "edm": EDM,
+    "vp": VP,
+    "subvp": SubVP,
+    "ve": VE,
+    "cosine": CosineVP,
+    "flow": RectifiedFlow,
+}
 
 _KNOWN = "'digits', a factory as in package.module:function, or a folder of a diffusers pipeline"
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, expit, logit
 
 from .affine import AffineSDE
 from .spacing import Grid, check_range, positive, uniform, uniform_in_time, with_ends
@@ -136,6 +135,8 @@ def beta(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, no process is given, it does not
             reach these levels, or a parameter is not positive.
     """
+    from scipy.special import betaincinv  # a quarter of a second to import
+
     positive(alpha=alpha, beta=beta)
     return uniform_in_time(
         n, sigma_max, sigma_min, process, warp=lambda r: betaincinv(alpha, beta, r)
@@ -208,6 +209,8 @@ def sigmoid(
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, ``start >= end``, or ``tau`` is
             not positive.
     """
+    from scipy.special import expit, logit  # a quarter of a second to import
+
     positive(tau=tau)
     if not start < end:
         raise ValueError(f"start = {start}, end = {end}; start < end is needed")
@@ -253,13 +256,13 @@ def flow_shift(
     )
 
 
-# Sabour et al. 2024, table 3: ten steps.
 AYS_TABLES: dict[str, tuple[float, ...]] = {
     "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     "deepfloyd": (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006),
     "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
+"""Levels of ten steps by model: Sabour et al. 2024, table 3."""
 
 
 def ays(

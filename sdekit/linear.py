@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor
 
 from .affine import check_times
@@ -243,6 +242,8 @@ class LinearSDE(ForwardSDE):
         Raises:
             ValueError: If there is none, or it is not known.
         """
+        from scipy.linalg import solve_continuous_lyapunov  # a quarter of a second to import
+
         if not self.constant:
             raise ValueError("coefficients that depend on time have no stationary law")
         K, b, gram = self.coefficients(np.array(0.0))

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import expm
 from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -103,6 +102,8 @@ def constant_kernel(c: Coefficients, length: float) -> Kernel:
 
     Source: Van Loan 1978, theorem 1.
     """
+    from scipy.linalg import expm  # a quarter of a second to import
+
     dim = len(c.b)
     norm = float(np.abs(c.K).sum(1).max()) * length
     doublings = max(0, int(np.ceil(np.log2(norm))) + 1) if norm > 0 else 0

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from .affine import AffineSDE, check_times
@@ -367,6 +366,8 @@ class DiscreteVP(AffineSDE):
     """
 
     def __init__(self, alphas_cumprod: Sequence[float] | NDArray[np.float64] | Tensor) -> None:
+        from scipy.interpolate import PchipInterpolator  # half a second to import
+
         alphas = np.asarray(alphas_cumprod, dtype=np.float64)
         if alphas.ndim != 1 or len(alphas) < 2:
             raise ValueError(

@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import beta, betainc
 
 from .brownian import Clock
 from .coordinates import Array, Coordinates, Interpolated, LogData, LogNoise, Noise, Points
@@ -130,6 +129,8 @@ class ReverseCoordinates(Coordinates):
         inner = self._inner
         if not isinstance(inner, Preconditioned):
             return (1 + squared) * sigma
+        from scipy.special import beta, betainc  # a quarter of a second to import
+
         # ∫₀^θ cos^(η²) dφ, an incomplete beta function of sin² θ.
         assert inner.sigma_data is not None
         share = 1 / (1 + (inner.sigma_data / sigma) ** 2)

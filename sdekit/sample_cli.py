@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,27 +10,18 @@ import torch
 import typer
 from torch import Tensor
 
-from .affine import AffineSDE
-from .cli_models import NamedModel, load_model
+from .cli_models import PROCESSES, NamedModel, load_model
 from .inputs import default_method
 from .output import check_pictured, write_npz, write_png
 from .parallel import sample_to
-from .processes import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP
+from .processes import EDM
 from .shards import Shards, read_manifest
 from .solution import SolveError
 from .solvers.registry import did_you_mean, methods
-from .terminal import console, refuse
+from .terminal import console, integers, refuse
 from .workers import Workers, own_device, torchrun
 from .wrapper import is_guided
 
-PROCESSES: dict[str, Callable[[], AffineSDE]] = {
-    "edm": EDM,
-    "vp": VP,
-    "subvp": SubVP,
-    "ve": VE,
-    "cosine": CosineVP,
-    "flow": RectifiedFlow,
-}
 FORMATS = ("safetensors", "npz", "png")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -92,8 +82,8 @@ def sample(
         _known("process", process or "edm", PROCESSES)
         _known("format", form, FORMATS)
         _known("dtype", dtype, _DTYPES)
-        labels = _integers("--class-labels", class_labels)
-        given = _integers("--shape", shape)
+        labels = integers("--class-labels", class_labels)
+        given = integers("--shape", shape)
         found = load_model(model, weights, place)
         event_shape = _event_shape(found, given)
         options["method"] = method or default_method(
@@ -184,13 +174,6 @@ def _known(what: str, name: str, known: Any) -> None:  # noqa: ANN401  # a colle
     if name not in known:
         hint = did_you_mean(name, known)
         raise ValueError(f"unknown {what} {name!r}; {hint}there is {', '.join(known)}")
-
-
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")] if text else []
-    except ValueError:
-        raise ValueError(f"{option} takes whole numbers, as in 1,8,8; got {text!r}") from None
 
 
 def _event_shape(found: NamedModel, given: list[int]) -> tuple[int, ...]:

@@ -19,6 +19,18 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
+def integers(option: str, text: str) -> list[int]:
+    """Parse a comma-separated list of whole numbers.
+
+    Raises:
+        ValueError: If it is something else; the option is named.
+    """
+    try:
+        return [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{option} takes whole numbers, as in 1,8,8; got {text!r}") from None
+
+
 def refuse(message: object, code: int = 2) -> NoReturn:
     """End with one line, and the exit code of bad input."""
     typer.echo(f"error: {' '.join(str(message).split())}", err=True)

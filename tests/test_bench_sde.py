@@ -279,7 +279,7 @@ def test_the_suite_measures_every_cell_once_and_its_file_says_all(small, tmp_pat
 def test_the_command_runs_the_suite(small, tmp_path):
     args = [
         "bench",
-        "--suite",
+        "suite",
         "sde",
         "--quick",
         "--nfe",
@@ -304,7 +304,7 @@ def test_the_command_runs_the_suite(small, tmp_path):
     ],
 )
 def test_the_command_says_what_is_wrong(args, message):
-    result = CliRunner().invoke(cli.app, ["bench", "--suite", "sde", *args])
+    result = CliRunner().invoke(cli.app, ["bench", "suite", "sde", *args])
     assert result.exit_code == 2
     assert message in result.output.replace("\n", " ")
 

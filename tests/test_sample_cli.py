@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit.cli import app
+from sdekit.cli_models import PROCESSES
 from sdekit.output import write_png
 from sdekit.parallel import load, sample_to
-from sdekit.sample_cli import PROCESSES
 
 FACTORIES = """
 import torch

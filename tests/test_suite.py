@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import sdekit as sk
-from sdekit import cli
+from sdekit import cli, suites_cli
 from sdekit.bench.suites import suite
 from sdekit.bench.suites.files import read_suite, write_suite
 from sdekit.bench.suites.ratios import (
@@ -32,7 +32,7 @@ from sdekit.bench.suites.suite import SuiteCell, SuiteConfig, SuiteStore, run_su
 from sdekit.bench.suites.suite_plots import write_suite_plots
 from sdekit.bench.suites.suite_report import print_suite_report
 
-HAVE_PEERS = all(cli.find_spec(name) for name in ("diffusers", "azula"))
+HAVE_PEERS = all(suites_cli.find_spec(name) for name in ("diffusers", "azula"))
 DEFAULT = SERIES["default"]
 
 
@@ -271,7 +271,7 @@ def invoke(*args):
 
 def test_the_command_goes_on_with_a_suite(run):
     folder = run[0].parent
-    args = ["--suite", "ode", "--quick", "--problems", "mixture2d", "--nfe", "8", "--out", folder]
+    args = ["suite", "ode", "--quick", "--problems", "mixture2d", "--nfe", "8", "--out", folder]
     result = invoke(*args, *([] if HAVE_PEERS else ["--no-peers"]))
     assert result.exit_code == 0, result.output
     assert "The best peer, by problem" in result.stdout
@@ -285,10 +285,10 @@ def test_the_command_goes_on_with_a_suite(run):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--suite", "pde"], "unknown suite 'pde'; there is 'ode'"),
-        (["--suite", "ode", "--methods", "heun"], "--methods goes without --suite"),
-        (["--suite", "ode", "--problems", "mixture2", "--no-peers"], "did you mean 'mixture2d'"),
-        (["--suite", "ode", "--nfe", "0", "--no-peers"], "at least 1"),
+        (["suite", "pde"], "unknown suite 'pde'; there is 'ode'"),
+        (["suite", "ode", "--methods", "heun"], "--methods goes without the suite"),
+        (["suite", "ode", "--problems", "mixture2", "--no-peers"], "did you mean 'mixture2d'"),
+        (["suite", "ode", "--nfe", "0", "--no-peers"], "at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(args, message, tmp_path):
@@ -300,7 +300,7 @@ def test_bad_input_is_one_line_and_code_2(args, message, tmp_path):
 
 
 def test_missing_peers_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "azula" else "there")
-    result = invoke("--suite", "ode", "--out", tmp_path / "new")
+    monkeypatch.setattr(suites_cli, "find_spec", lambda name: None if name == "azula" else "there")
+    result = invoke("suite", "ode", "--out", tmp_path / "new")
     assert result.exit_code == 2
     assert "the suite runs azula, not installed here: pip install 'sdekit[bench]'" in result.stderr

@@ -18,6 +18,7 @@ from sdekit.bench import problems
 from sdekit.bench.peers import ODE_PEERS
 from sdekit.bench.peers.of_ode import OutOfEvaluationsError
 from sdekit.bench.problems import SIGMA_MAX, SIGMA_MIN, rms
+from sdekit.bench.recommend import nfe_to_reach
 from sdekit.bench.suites import tolerance
 from sdekit.bench.suites.cells import CellStore
 from sdekit.bench.suites.files import read_tolerances, write_tolerances
@@ -26,7 +27,6 @@ from sdekit.bench.suites.tolerance import (
     RTOLS,
     ToleranceCell,
     ToleranceConfig,
-    nfe_to_reach,
     run_tolerances,
 )
 from sdekit.bench.suites.tolerance_ratios import DECADES, Costs
@@ -263,7 +263,7 @@ def invoke(*args):
 
 def test_the_command_runs_and_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(problems, "REFERENCE_TOLERANCE", 1e-9)
-    args = ["--suite", "adaptive", "--quick", "--no-peers", "--problems", "gaussian32d"]
+    args = ["suite", "adaptive", "--quick", "--no-peers", "--problems", "gaussian32d"]
     result = invoke(*args, "--methods", f"{DEFAULT},tsit5_theta", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "Achieved error / rtol" in result.stdout
@@ -275,14 +275,14 @@ def test_the_command_runs_and_reports(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--nfe", "10"], "--nfe goes without --suite adaptive"),
+        (["--nfe", "10"], "--nfe goes without the suite"),
         (["--methods", "ddim"], "method 'ddim' takes no tolerance"),
         (["--methods", "dopri"], "did you mean"),
         (["--problems", "mixture2"], "did you mean 'mixture2d'"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(args, message, tmp_path):
-    result = invoke("--suite", "adaptive", *args, "--out", tmp_path / "new")
+    result = invoke("suite", "adaptive", *args, "--out", tmp_path / "new")
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

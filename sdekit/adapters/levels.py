@@ -20,6 +20,7 @@ from ..affine import AffineSDE
 __all__ = ["Index", "LogSigma", "Rule", "Sigma", "Time"]
 
 Rule = Literal["interpolated", "nearest", "exact"]
+"""How a noise level that a table lacks is told."""
 
 # How far σ may be from a level of a table, relatively, to be that level: some round-off of float32.
 _SAME = 1e-5

@@ -32,6 +32,7 @@ from ..processes import EDM, VE, VP, CosineVP, DiscreteVP
 __all__ = ["PREDICTIONS", "Coefficients", "coefficients", "scalings"]
 
 PREDICTIONS = ("data", "noise", "score", "v", "velocity", "edm")
+"""What a network may predict."""
 
 
 class Coefficients(NamedTuple):

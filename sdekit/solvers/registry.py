@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
+from ..citations import bibtex
 from ..coordinates import Coordinates, Interpolated, Native
 from ..spacing import Grid
 from .scheme import Scheme
@@ -36,11 +37,21 @@ class Method:
         name: Name in the registry.
         solver: What it is made of.
         source: Paper and equation or algorithm.
+        works: Keys of what it rests on in `sdekit.citations.bibliography`.
     """
 
     name: str
     solver: Solver
     source: str
+    works: tuple[str, ...] = ()
+
+    def citation(self) -> str:
+        """Return what to cite in BibTeX: the works that it rests on; without any, sdekit.
+
+        Raises:
+            ValueError: If one is not in the bibliography.
+        """
+        return bibtex(self.works or ("sdekit",))
 
     @property
     def noise(self) -> str:

@@ -175,16 +175,21 @@ def ralston(alpha: float) -> Tableau:
 
 
 EULER = Tableau(c=(0.0,), a=(), b=(1.0,), order=1)
+"""Euler (1768)."""
 MIDPOINT = Tableau(c=(0.0, 0.5), a=((0.5,),), b=(0.0, 1.0), order=2)
+"""Runge (1895)."""
 HEUN = Tableau(c=(0.0, 1.0), a=((1.0,),), b=(0.5, 0.5), order=2)
+"""Heun (1900), the trapezoidal rule."""
 RALSTON = ralston(2 / 3)
+"""Ralston (1962), of the smallest error bound."""
 RK4 = Tableau(
     c=(0.0, 0.5, 0.5, 1.0),
     a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
     b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
     order=4,
 )
-# Bogacki & Shampine (1989).
+"""Kutta (1901)."""
+
 BOGACKI_SHAMPINE = Tableau(
     c=(0.0, 1 / 2, 3 / 4, 1.0),
     a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
@@ -195,7 +200,8 @@ BOGACKI_SHAMPINE = Tableau(
     interpolant=((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0)),
     interpolant_order=3,  # Hermite's cubic
 )
-# Dormand & Prince (1980), with the error weights and the interpolant of Shampine (1986).
+"""Bogacki & Shampine (1989)."""
+
 DORMAND_PRINCE = Tableau(
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
     a=(
@@ -229,7 +235,8 @@ DORMAND_PRINCE = Tableau(
     ),
     interpolant_order=4,
 )
-# Tsitouras (2011), with his interpolant.
+"""Dormand & Prince (1980), with the error weights and the interpolant of Shampine (1986)."""
+
 TSITOURAS = Tableau(
     c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
     a=(
@@ -284,8 +291,8 @@ TSITOURAS = Tableau(
     ),
     interpolant_order=4,
 )
-# Dormand & Prince's method of order 8, of Hairer, Nørsett & Wanner (1993); embedded are methods of
-# order 5 and 3.
+"""Tsitouras (2011), with his interpolant."""
+
 DOP853 = Tableau(
     c=dop853.C,
     a=dop853.A,
@@ -299,3 +306,5 @@ DOP853 = Tableau(
     interpolant_order=7,
     extra=dop853.EXTRA,
 )
+"""Dormand & Prince's method of order 8, of Hairer, Nørsett & Wanner (1993); embedded are methods of
+order 5 and 3."""

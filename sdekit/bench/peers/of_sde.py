@@ -209,7 +209,8 @@ def _torchsde(
     eta: float,
 ) -> Tensor:
     """Solve the reverse SDE by torchsde, whose steps are of one length: a call of it for each step."""
-    ends = process.on_host("time", np.array([SIGMA_MAX, SIGMA_MIN]))
+    first, last = (SIGMA_MAX, SIGMA_MIN) if isinstance(grid, str) else (grid[0], grid[-1])
+    ends = process.on_host("time", np.array([first, last]))
     if isinstance(grid, str) and grid == "uniform time":
         times = np.linspace(ends[0], ends[1], n_steps + 1)
     elif isinstance(grid, str):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...denoisers import known_sigma_data
 from ...sde import Model
 
 Array = NDArray[np.float64]
@@ -100,7 +101,7 @@ class _Counter:
 
     def __init__(self, denoiser: Model) -> None:
         self.denoiser = denoiser
-        self.sigma_data = getattr(denoiser, "sigma_data", None)
+        self.sigma_data = known_sigma_data(denoiser)
         self.calls = 0
 
     def __call__(self, x_hat: Tensor, sigma: Tensor) -> Tensor:

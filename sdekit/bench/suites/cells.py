@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ...shards import write_whole
+from ..ledger import Ledger, read_ledgers
 from ..problems import SIGMA_MAX, SIGMA_MIN, Problem, solve_reference
 
 
@@ -48,13 +49,9 @@ class CellStore(Generic[CellT]):
         what = f"{samples} {seed} {SIGMA_MAX} {SIGMA_MIN}"
         self.folder, self.tag = folder, hashlib.sha256(what.encode()).hexdigest()[:8]
         self.cells: dict[tuple[Any, ...], CellT] = {}
-        for path in self._files():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    cell = kind(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue  # the last line of a run that was killed
-                self.cells[cell.key] = cell
+        for record in read_ledgers(self._files()):
+            cell = kind(**record)
+            self.cells[cell.key] = cell
 
     def of(self, problems: Collection[str]) -> list[CellT]:
         """Return the cells of some problems."""
@@ -63,14 +60,8 @@ class CellStore(Generic[CellT]):
     def add(self, cell: CellT) -> None:
         """Keep a cell, now and on disk."""
         self.cells[cell.key] = cell
-        path = self.folder / f"cells-{self.tag}-{cell.problem}.jsonl"
-        with path.open("ab+") as file:
-            # A run that was killed may have left half a line.
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    file.write(b"\n")
-            file.write(_line(cell))
+        with Ledger(self.folder / f"cells-{self.tag}-{cell.problem}.jsonl") as ledger:
+            ledger.append(vars(cell))
 
     def forget(self, doomed: Callable[[CellT], bool]) -> None:
         """Drop the cells of which a condition holds, now and on disk."""
@@ -78,11 +69,8 @@ class CellStore(Generic[CellT]):
         self.cells = {key: cell for key, cell in self.cells.items() if not doomed(cell)}
         for problem in problems:
             path = self.folder / f"cells-{self.tag}-{problem}.jsonl"
-            rest = path.with_suffix(".tmp")
-            rest.write_bytes(
-                b"".join(_line(cell) for cell in self.cells.values() if cell.problem == problem)
-            )
-            os.replace(rest, path)
+            rest = [cell for cell in self.cells.values() if cell.problem == problem]
+            write_whole(path, b"".join((json.dumps(vars(cell)) + "\n").encode() for cell in rest))
 
     def reference(self, problem: Problem) -> Tensor:
         """Final states of a problem, computed once."""
@@ -90,7 +78,7 @@ class CellStore(Generic[CellT]):
         if not path.exists():
             reference = solve_reference(problem)
             floor = torch.tensor(reference.floor, dtype=torch.float64)
-            save_file({"x": reference.x.contiguous(), "floor": floor}, path)
+            write_whole(path, save({"x": reference.x.contiguous(), "floor": floor}))
         return load_file(path)["x"]
 
     def floor(self, problem: str) -> float:
@@ -102,7 +90,3 @@ class CellStore(Generic[CellT]):
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob(f"cells-{self.tag}*.jsonl"))
-
-
-def _line(cell: Keyed) -> bytes:
-    return (json.dumps(vars(cell)) + "\n").encode()

@@ -10,7 +10,6 @@ from typing import Any
 
 from ...records import provenance, write_json
 from ..problems import PROCESS, SIGMA_MAX, SIGMA_MIN
-from ..runner import Config, Results
 from .ratios import ANY_GRID, FITTED, GOALS, OURS, PEER, Ratios
 from .sde import EXACT, HEATS, SHARE, SdeCell, SdeConfig
 from .sde_ratios import AT_FLOOR, DEFAULT, GOAL, GOAL_BUDGETS, METRICS, WeakRatios
@@ -19,11 +18,6 @@ from .tolerance import ToleranceCell, ToleranceConfig, ToleranceStore
 from .tolerance_ratios import DECADES, MEAN_GOAL, WORST_GOAL, Cost, Costs
 
 _PACKAGES = ("sdekit", "torch", "numpy", "scipy")
-
-
-def write_results(results: Results, path: Path) -> None:
-    """Write the results of a benchmark as JSON."""
-    write_json(_record(results), path)
 
 
 def write_suite(config: SuiteConfig, cells: Sequence[SuiteCell], path: Path) -> None:
@@ -283,7 +277,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _context(
-    config: Config | SuiteConfig | ToleranceConfig | SdeConfig,
+    config: SuiteConfig | ToleranceConfig | SdeConfig,
     packages: Sequence[str],
     *,
     dtype: str = "float64",
@@ -300,20 +294,4 @@ def _context(
             "dtype": dtype,
             "error": error,
         },
-    }
-
-
-def _record(results: Results) -> dict[str, Any]:
-    return {
-        **_context(results.config, _PACKAGES),
-        "references": {
-            name: {
-                "discrepancy": reference.discrepancy,
-                "floor": reference.floor,
-                "dopri5": {"nfe": reference.nfe[0], "seconds": reference.seconds[0]},
-                "scipy_dop853": {"nfe": reference.nfe[1], "seconds": reference.seconds[1]},
-            }
-            for name, reference in results.references.items()
-        },
-        "cells": [vars(cell) for cell in results.cells],
     }

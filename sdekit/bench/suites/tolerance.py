@@ -27,6 +27,7 @@ from ...solvers.registry import methods
 from ..peers import ODE_PEERS, OdePeer
 from ..peers.of_ode import ALONE, BATCH
 from ..problems import SIGMA_MAX, SIGMA_MIN, SUITES, Problem, check_problem_name, make_problem, rms
+from ..recommend import nfe_to_reach
 from .cells import CellStore
 from .ratios import OURS, PEER
 
@@ -63,32 +64,6 @@ def default_methods() -> tuple[str, ...]:
     default = default_method(flow=True, affine=True, adaptive=True)
     names = dict.fromkeys((default, *METHODS, *PUBLISHED))
     return tuple(name for name in names if name in methods())
-
-
-def nfe_to_reach(points: Iterable[tuple[float, float]], target: float) -> float | None:
-    """Network evaluations that an error costs.
-
-    Only points count that no cheaper one surpasses. Between the first of these that meets the target
-    and the last that does not, the logarithm of the evaluations is linear in that of the error.
-
-    Args:
-        points: Evaluations and error of each solve, in any order.
-        target: Error to reach.
-
-    Returns:
-        The evaluations; none if no point meets the target.
-    """
-    before: tuple[float, float] | None = None
-    for nfe, error in sorted(points):
-        if before is not None and error >= before[1]:
-            continue
-        if error <= target:
-            if before is None:
-                return nfe
-            part = math.log(before[1] / target) / math.log(before[1] / max(error, 1e-300))
-            return before[0] * float((nfe / before[0]) ** part)
-        before = (nfe, error)
-    return None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ...inputs import default_method
 from ..problems import PROBLEMS
+from ..recommend import nfe_to_reach
 from .ratios import OURS, PEER
-from .tolerance import ToleranceCell, nfe_to_reach, targets
+from .tolerance import ToleranceCell, targets
 
 MEAN_GOAL, WORST_GOAL = 0.5, 0.8
 # Tolerances at which the achieved error is to be within this factor of the tolerance.
