@@ -54,8 +54,6 @@ class Choice:
 
     def tied(self, other: Choice) -> bool:
         """Whether the difference to another is smaller than the spread over the seeds of both."""
-        if self.at_floor and other.at_floor:
-            return True
         if max(self.cost, other.cost) < _SAME * min(self.cost, other.cost):
             return True
         # The same seed is the same start states and noise: what is common to both drops out.

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -99,27 +100,37 @@ def orders(results: Results, metric: str) -> list[Order]:
     for (problem, method, grid), points in curves(results.measurements, metric).items():
         if grid == ADAPTIVE:
             continue
-        means = repeated(points, metric)
-        found = estimate(
-            [p.nfe for p in means],
-            [p.error for p in means],
-            floor=results.problems[problem].floors.get(metric),
-            errors_of_errors=_errors_of_means(means),
+        means = [p for p in repeated(points, metric) if p.nfe]  # without those of less than a step
+        found = _estimated(
+            tuple(p.nfe for p in means),
+            tuple(p.error for p in means),
+            results.problems[problem].floors.get(metric),
+            _errors_of_means(means),
         )
         rows.append(Order(problem, method, grid, label((method, grid)), points[0].package, found))
     return rows
 
 
-def _errors_of_means(points: Sequence[Point]) -> list[float | None] | None:
+@cache  # tables and the page ask for the same
+def _estimated(
+    nfe: tuple[float, ...],
+    errors: tuple[float | None, ...],
+    floor: float | None,
+    errors_of_errors: tuple[float | None, ...] | None,
+) -> Estimate:
+    return estimate(nfe, errors, floor=floor, errors_of_errors=errors_of_errors)
+
+
+def _errors_of_means(points: Sequence[Point]) -> tuple[float | None, ...] | None:
     """Standard errors of geometric means over the seeds; none where there is one seed."""
     if not any(p.deviation for p in points):
         return None
-    return [
+    return tuple(
         None
         if p.error is None or p.deviation is None
         else p.error * p.deviation / math.sqrt(len(p.by_seed))
         for p in points
-    ]
+    )
 
 
 def estimate(
