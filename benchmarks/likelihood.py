@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 import sdekit as sk
 from sdekit.digits import digits_images
-from sdekit.records import cpu_model, write_json
+from sdekit.records import provenance, write_json
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = torch.float64
@@ -205,8 +204,7 @@ def main() -> None:
             "probes_of_digits": PROBES,
             "rtol_of_digits": DIGITS_TOLERANCE,
         },
-        "versions": {name: version(name) for name in ("sdekit", "torch", "numpy")},
-        "hardware": {"cpu": cpu_model()},
+        **provenance(("sdekit", "torch", "numpy")),
         "worst_error": {
             f"{rtol:g}": max(record[f"error_{rtol:g}"] for record in errors) for rtol in TOLERANCES
         },

@@ -1,6 +1,6 @@
 """Measure what a step costs beyond the network: time and memory, with a denoiser that costs nothing.
 
-    python benchmarks/overhead.py [--out benchmarks/results/overhead.json]
+    .venv/bin/python benchmarks/overhead.py
 
 The times are processor time per step in microseconds, the least of many runs in one process, the
 methods taking turns; `lerp` is a hand-written in-place loop, the limit. `solve` prepares each
@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +27,9 @@ from tqdm import tqdm
 
 import sdekit as sk
 from sdekit.bench.peers import PEERS
-from sdekit.records import cpu_model
+from sdekit.records import provenance, write_json
 
+ROOT = Path(__file__).parents[1]
 SHAPES = {(64, 2): (100, 60), (16, 3, 32, 32): (40, 40), (64, 3, 64, 64): (10, 40)}  # steps, runs
 METHODS = ("ddim", "lms2", "lms3", "dpmpp_2m", "dpmpp_3m", "unipc_bh2_2", "bayesian_adams", "heun")
 RIVALS = (
@@ -122,7 +120,7 @@ def peak_states(name: str) -> int:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("results/overhead.json"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/overhead.json")
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -137,18 +135,20 @@ def main() -> None:
         row = [f"{r[name]:.1f} ({r[name] / r['lerp']:.1f})" for r in results.values()]
         table.add_row(name, *row, str(states.get(name.removeprefix("prepare "), "")))
     Console(width=110).print(table)
-    out.parent.mkdir(parents=True, exist_ok=True)
     record = {
+        **provenance(("sdekit", "torch", "diffusers", "azula", "torchdiffeq")),
+        "configuration": {
+            "dtype": "float32",
+            "denoiser": "a tensor that is there already: it costs nothing",
+            "time": "least processor time of many runs, the methods taking turns",
+            "prepare": "the coefficients are ready; solve computes them",
+            "states": "most state-sized tensors alive at once",
+            "lerp": "a hand-written in-place loop, the limit",
+        },
         "microseconds_per_step": results,
         "peak_states": states,
-        "versions": {
-            n: version(n) for n in ("sdekit", "torch", "diffusers", "azula", "torchdiffeq")
-        },
-        "python": platform.python_version(),
-        "cpu": cpu_model(),
-        "threads": 1,
     }
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, out)
 
 
 if __name__ == "__main__":

@@ -335,7 +335,6 @@ def rejections() -> str:
 
 def write_all() -> None:
     """Write every part."""
-    likelihood = json.loads((RESULTS / "likelihood.json").read_text(encoding="utf-8"))
     ratios = Ratios(read_suite(RESULTS / "suite.json"))
     costs = Costs(read_tolerances(RESULTS / "adaptive.json"))
     FOLDER.mkdir(exist_ok=True)
@@ -344,14 +343,10 @@ def write_all() -> None:
         "grids": grids(),
         "decisions": decisions(ratios),
         "verdicts": verdicts(ratios),
-        "best_peers": best_peers(ratios),
         "setting": setting(ratios),
         "orders": orders(),
         "adaptive": costs_table(costs),
         "proportionality": proportionality(costs),
-        "densities": densities(likelihood),
-        "traces": traces(likelihood),
-        "digits": digits_bits(likelihood),
         "noise": noise_costs(),
         "rejections": rejections(),
     }.items():

@@ -99,6 +99,6 @@ def write_all() -> None:
     """Write every part."""
     ratios = WeakRatios(read_sdes(RESULTS / "sde.json"))
     FOLDER.mkdir(exist_ok=True)
-    for part in (errors, verdicts, ranking, setting, digits):
+    for part in (ranking, setting, digits):
         path = FOLDER / f"weak_{part.__name__}.md"
         path.write_text(part(ratios) + "\n", encoding="utf-8")
