@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sphinx.application import Sphinx
+from sphinx.domains.python import PyXRefRole
 
 import sdekit
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generate
 import generate_guidance
+import generate_published
 import generate_theory
 import generate_weak
 
@@ -62,5 +65,11 @@ suppress_warnings = ["ref.any"]
 
 generate.write_all()
 generate_guidance.write_all()
+generate_published.write_all()
 generate_theory.write_all()
 generate_weak.write_all()
+
+
+def setup(app: Sphinx) -> None:
+    """Add the role that links a formula to its code; a target that is not there is a warning."""
+    app.add_role_to_domain("py", "source", PyXRefRole(warn_dangling=True))

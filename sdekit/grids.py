@@ -38,6 +38,10 @@ def karras(
 
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max < ∞``, or ``rho`` is not positive.
+
+    Example:
+        >>> karras(4, 80.0, 0.002).round(3).tolist()
+        [80.0, 17.528, 2.515, 0.17, 0.002]
     """
     positive(rho=rho)
     return uniform(n, sigma_max, sigma_min, lambda s: s ** (1 / rho), lambda y: y**rho)
@@ -328,6 +332,10 @@ def balanced(
 
     Raises:
         ValueError: If ``n < 1``, not ``0 < sigma_min < sigma_max``, or an option is not positive.
+
+    Example:
+        >>> balanced(4, 80.0, 0.002, sigma_data=0.5).round(3).tolist()
+        [80.0, 0.989, 0.306, 0.096, 0.002]
     """
     check_range(n, sigma_max, sigma_min)
     positive(sigma_data=sigma_data, scale=scale, power=power)

@@ -73,6 +73,12 @@ class VP(_LinearBeta):
 
     Raises:
         ValueError: If a rate is not positive, or the times are not ``0 <= t_min < T``.
+
+    Example:
+        >>> t = torch.tensor([0.5, 1.0])
+        >>> s, sigma = VP().scale(t), VP().sigma(t)
+        >>> torch.allclose(s**2 * (1 + sigma**2), torch.ones(2))  # the variance of unit data
+        True
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -203,6 +209,10 @@ class EDM(_Unscaled):
 
     Raises:
         ValueError: If not ``0 < sigma_min < sigma_max``.
+
+    Example:
+        >>> EDM(sigma_max=10.0).prior_sample((4, 3), seed=0).shape
+        torch.Size([4, 3])
     """
 
     sigma_min: float = 0.002
@@ -313,6 +323,10 @@ class RectifiedFlow(AffineSDE):
 
     Raises:
         ValueError: If the times are not ``0 <= t_min < T <= 1``.
+
+    Example:
+        >>> RectifiedFlow().sigma(torch.tensor([0.0, 0.5, 0.8]))
+        tensor([0.0000, 1.0000, 4.0000])
     """
 
     T: float = 1.0

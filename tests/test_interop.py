@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +26,6 @@ from sdekit.interop.diffusers import SdekitScheduler  # noqa: E402
 
 LAW = sk.Product.random(4, 2, seed=0)  # its flow is known exactly, and is not linear
 PLAIN = {"clip_sample": False}
-DOCS = Path(__file__).parent.parent / "docs"
 
 
 def seeded(seed=1):
@@ -621,24 +618,6 @@ def test_k_diffusion_names():
         k_diffusion.sampler("variable_adams")
     with pytest.raises(ValueError, match="did you mean"):
         k_diffusion.sampler("dpmp_2m")
-
-
-# ---- the documentation ----
-
-
-def snippets():
-    text = (DOCS / "interop.md").read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def test_the_snippets_of_the_documentation_run():
-    """In order, each with the names of those before; what they claim is in asserts of their own."""
-    names: dict[str, object] = {"__name__": "snippets"}
-    found = snippets()
-    assert len(found) >= 7
-    for snippet in found:
-        exec(compile(snippet, "docs/interop.md", "exec"), names)
-    assert names["claims"] >= 6
 
 
 # ---- diffusers: what a configuration says ----
