@@ -156,6 +156,8 @@ def bench(
         if at is not None and at not in experiment.budgets:
             raise ValueError(f"--at {at} is not among the budgets of --nfe")
         results = _run(experiment, out, jobs, shard)
+    except typer.Exit:  # a RuntimeError to Python
+        raise
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         refuse(error)
     _report(results, out, words(formats), at, target)
@@ -187,15 +189,19 @@ def _report(
 
     screen = console()
     print_results(results, screen, budget=at, target=target)
-    written = [out / "results.json", out / "report.html"]
+    written = [out / "results.json"]
     write_results(results, written[0])
-    write_html(results, written[1])
     written += write_pictures(results, out)
     if at is not None:
         for problem in results.problems:
             written += answer_picture(results, problem, at, out)
-    for form in formats:
-        written += export(results, form, out)
+    try:
+        for form in formats:
+            written += export(results, form, out)
+        write_html(results, out / "report.html")
+        written.append(out / "report.html")
+    except ImportError as error:  # of the extra: the rest is there
+        typer.echo(f"note: {error}", err=True)
     typer.echo("\n".join(map(str, written)))
 
 

@@ -53,7 +53,7 @@ def _peers() -> Table:
 
     table = Table(box=None, pad_edge=False)
     for column in ("method", "solves", "NFE/step", "grids"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column == "method", overflow="fold")
     for peer in (*PEERS.values(), *SDE_PEERS.values()):
         kind = "flow" if peer.eta == 0 else "SDE"
         table.add_row(peer.name, kind, f"{peer.nfe_per_step}", ", ".join(peer.grids))

@@ -1,135 +1,122 @@
-"""The benchmark and the command line."""
+"""The command line of the benchmark, its problems and their references."""
 
 import json
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from rich.console import Console
 from scipy.integrate import solve_ivp
 from typer.testing import CliRunner
 
 import sdekit as sk
-from sdekit.bench import Config, make_problem, run_benchmark, solve_reference, write_results
-from sdekit.bench import runner as bench_runner
-from sdekit.bench.plots import spread, write_plots
+from sdekit.bench import make_problem, read_results, solve_reference
+from sdekit.bench.peers import ODE_PEERS, PEERS, SDE_PEERS
+from sdekit.bench.plots import spread
 from sdekit.bench.problems import PROBLEMS
-from sdekit.bench.report import print_report
 from sdekit.cli import app
 
-TINY = ["bench", "--quick", "--problems", "mixture2d", "--methods", "euler,heun_t", "--nfe", "8,17"]
+LAW = sk.Gaussian([0.0, 1.0], [[0.5, 0.2], [0.2, 0.3]])
+
+
+def load():
+    """The network of the user in these tests; its reference takes no time."""
+    return LAW
+
+
+ON_MODEL = ["bench", "--denoiser", "test_bench:load", "--process", "edm", "--samples", "4"]
 
 
 def invoke(*args: str):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+    threads = torch.get_num_threads()
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    torch.set_num_threads(threads)
+    return result
 
 
-@pytest.fixture(scope="module")
-def reference():
-    """The reference of the problem that most tests take, which takes longer than all else."""
-    return solve_reference(make_problem("mixture2d", samples=4))
-
-
-@pytest.fixture
-def solved(reference, monkeypatch):
-    """Benchmarks of that problem do not solve it again."""
-    monkeypatch.setattr(bench_runner, "solve_reference", lambda problem: reference)
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """One tiny run through the command: the folder it wrote and what it printed."""
-    folder = tmp_path_factory.mktemp("bench")
-    threads = torch.get_num_threads()
-    result = invoke(*TINY, "--out", folder)
-    torch.set_num_threads(threads)
+    """A question through the command: the folder it wrote and what it printed."""
+    folder = tmp_path_factory.mktemp("bench") / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        result = invoke(*ON_MODEL, "--at", 12, "--export", "csv", "--out", folder)
     assert result.exit_code == 0, result.output
     return folder, result.stdout
 
 
-def test_the_record_is_complete_and_consistent(bench):
-    record = json.loads((bench[0] / "results.json").read_text(encoding="utf-8"))
-    assert record["versions"].keys() == {"python", "sdekit", "torch", "numpy", "scipy"}
-    assert record["versions"]["sdekit"] == sk.__version__
-    assert record["hardware"]["cpu"]
-    assert record["configuration"]["seed"] == 0
-    assert re.match(r"\d{4}-\d\d-\d\dT", record["date"])
-    assert 0 < record["references"]["mixture2d"]["discrepancy"] < 1e-11
-    cells = {(cell["method"], cell["budget"]): cell for cell in record["cells"]}
-    assert cells.keys() == {(m, n) for m in ("euler", "heun_t") for n in (8, 17)}
-    for cell in cells.values():
-        assert cell["status"] == "success"
-        assert cell["nfe"] == cell["nfe_max"] <= cell["budget"]
-        assert cell["seconds"] > 0
-        assert not cell["at_floor"]
-    assert cells["heun_t", 17]["nfe"] == 16
-    for method in ("euler", "heun_t"):
-        assert 0 < cells[method, 17]["error"] < cells[method, 8]["error"]
+def test_the_question_is_answered(bench):
+    folder, said = bench
+    results = read_results(folder / "results.json")
+    at = {m.setting.method: m for m in results.measurements if m.setting.budget == 12}
+    best = min((m for m in results.measurements if m.nfe <= 12), key=lambda m: m.metrics["rms"])
+    (sentence,) = re.findall(r"For 12 evaluations: .*", said)
+    assert best.setting.method in sentence
+    assert f"{best.metrics['rms']:.1e}" in sentence
+    assert len(at) > 5
+    for m in at.values():
+        assert m.nfe <= 12
 
 
-def test_the_tables_show_every_method(bench):
-    for text in ("mixture2d", "euler", "heun_t", "karras", "uniform_t", "DOP853", "edm_sde"):
-        assert text in bench[1]
-    assert "results.json" in bench[1]
-    assert max(map(len, bench[1].splitlines())) < 160  # of the paths; tables are narrower
-
-
-@pytest.mark.parametrize("stem", ["error_vs_nfe", "error_vs_nfe_mixture2d"])
-def test_the_pictures_are_not_blank(bench, stem):
-    picture = imread(bench[0] / f"{stem}.png")[..., :3]
+def test_what_is_written_is_named_and_there(bench):
+    folder, said = bench
+    for name in ("results.json", "report.html", "rms_model.png", "answer_model_12.pdf"):
+        assert str(folder / name) in said
+        assert (folder / name).stat().st_size > 1000
+    picture = imread(folder / "answer_model_12.png")[..., :3]
     assert picture.var() > 0.005
     assert picture.mean() > 0.8  # mostly paper
-    assert "</svg>" in (bench[0] / f"{stem}.svg").read_text(encoding="utf-8")
+    table = next(folder.glob("*.csv")).read_text(encoding="utf-8")
+    assert "bayesian_adams" in table
 
 
-def test_an_adaptive_method_is_run_on_tolerances():
-    config = Config(("mixture2d",), ("dopri5",), budgets=(5, 6, 12), rtols=(1e-2, 1e-6), samples=4)
-    results = run_benchmark(config)
-    # A step of dopri5 takes 6 evaluations: there is nothing to run within 5.
-    assert [cell.budget for cell in results.select("mixture2d", "dopri5")] == [6, 12]
-    loose, tight = results.select("mixture2d", "dopri5", adaptive=True)
-    assert (loose.rtol, tight.rtol) == (1e-2, 1e-6)
-    assert tight.error < loose.error
-    assert loose.nfe < tight.nfe <= tight.nfe_max
+def test_a_second_run_only_reports(bench, monkeypatch):
+    from sdekit.bench import laboratory
+
+    monkeypatch.delattr(laboratory, "_measure")
+    again = invoke(*ON_MODEL, "--at", 12, "--out", bench[0])
+    assert again.exit_code == 0, again.output
+    assert "For 12 evaluations" in again.stdout
 
 
-def test_a_method_that_is_adaptive_only_takes_no_grid(tmp_path, capsys, solved):
-    for methods in (("euler", "variable_adams"), ("variable_adams",)):
-        config = Config(("mixture2d",), methods, budgets=(8, 16), rtols=(1e-2, 1e-6), samples=4)
-        results = run_benchmark(config)
-        assert not results.select("mixture2d", "variable_adams")
-        loose, tight = results.select("mixture2d", "variable_adams", adaptive=True)
-        assert tight.error < loose.error
-        assert write_plots(results, tmp_path)
-        print_report(results, Console(width=110))
-        assert ("error within" in capsys.readouterr().out) == ("euler" in methods)
+def test_two_folders_are_compared(bench, tmp_path):
+    folder = bench[0]
+    same = invoke("bench", "diff", folder, folder / "results.json")
+    assert same.exit_code == 0, same.output
+    assert "0 moved" in same.stdout
+    other = tmp_path / "other"
+    assert invoke(*ON_MODEL, "--at", 12, "--seeds", 1, "--out", other).exit_code == 0
+    differ = invoke("bench", "diff", folder, other)
+    assert differ.exit_code == 1
+    assert "are missing" in differ.stdout
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    row = record["measurements"][0]
+    row[-1]["rms"] *= 1.5
+    (tmp_path / "moved.json").write_text(json.dumps(record), encoding="utf-8")
+    moved = invoke("bench", "diff", folder, tmp_path / "moved.json", "--rtol", "0.1")
+    assert moved.exit_code == 1
+    assert "1 moved" in moved.stdout
+    assert "1.5" in moved.stdout
+    nothing = invoke("bench", "diff", tmp_path, other)
+    assert nothing.exit_code == 2
+    assert "there are no results in" in nothing.stderr
 
 
-def test_failures_are_recorded_and_drawn(tmp_path, monkeypatch, capsys, solved):
-    monkeypatch.setattr(bench_runner, "MAX_NFE", 50)
-    config = Config(("mixture2d",), ("euler", "dopri5"), budgets=(6,), rtols=(1e-6,), samples=4)
-
-    solve = bench_runner.Problem.solve
-
-    def breaks(self, method, *, rtol, **options):
-        if rtol is None and method.scheme.order == 1:
-            raise sk.SolveError("not finite")
-        return solve(self, method, rtol=rtol, **options)
-
-    monkeypatch.setattr(bench_runner.Problem, "solve", breaks)
-    results = run_benchmark(config)
-    assert [cell.status for cell in results.cells] == ["not finite", "success", "max_nfe"]
-    assert [cell.error is None for cell in results.cells] == [True, False, True]
-    write_results(results, tmp_path / "results.json")
-    assert json.loads((tmp_path / "results.json").read_text())["cells"][0]["error"] is None
-    assert write_plots(results, tmp_path)
-    print_report(results, Console(width=110))
-    assert capsys.readouterr().out.count("failed") == 2
-    assert not list(tmp_path.glob("*.tmp"))
+def test_shards_of_the_command_are_merged(bench, tmp_path):
+    for k in (1, 2):
+        part = invoke(*ON_MODEL, "--at", 12, "--shard", f"{k}/2", "--out", tmp_path / f"{k}")
+        assert part.exit_code == 0, part.output
+        assert f"part {k}/2" in part.stdout
+    merged = invoke("bench", "merge", tmp_path / "all", tmp_path / "1", tmp_path / "2")
+    assert merged.exit_code == 0, merged.output
+    assert invoke("bench", "diff", bench[0], tmp_path / "all").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -137,9 +124,19 @@ def test_failures_are_recorded_and_drawn(tmp_path, monkeypatch, capsys, solved):
     [
         (["--problems", "mixture2"], "did you mean 'mixture2d'"),
         (["--methods", "huen"], "did you mean 'heun'"),
-        (["--methods", "edm_sde"], "stochastic"),
+        (["--methods", "edm_sde"], "there is nothing to run"),
+        (["--metrics", "mse"], "unknown metric"),
         (["--nfe", "ten"], "whole numbers"),
         (["--nfe", "0,8"], "at least 1"),
+        (["--nfe", "10,20", "--at", "12"], "not among the budgets"),
+        (["--rtol", "small"], "--rtol takes numbers"),
+        (["--seeds", "0.5"], "--seeds takes whole numbers"),
+        (["--export", "xls"], "--export takes csv"),
+        (["--shard", "3/2"], "which part of how many"),
+        (["--process", "edm"], "name it by --denoiser"),
+        (["--denoiser", "nowhere:load"], "cannot import 'nowhere'"),
+        (["--config", "mine"], "takes a TOML file, or one of default"),
+        (["--config", "mine.toml"], "cannot read the experiment"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(args, message, tmp_path):
@@ -147,7 +144,21 @@ def test_bad_input_is_one_line_and_code_2(args, message, tmp_path):
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new" / "cells").exists() or "nowhere" in args[1]
+
+
+def test_list_shows_the_peers():
+    result = invoke("list", "--peers")
+    assert result.exit_code == 0
+    shown = " ".join(result.stdout.split())
+    for name in (*PEERS, *SDE_PEERS, *ODE_PEERS):
+        assert name in shown
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The reference of the smallest problem, which takes longer than all else."""
+    return solve_reference(make_problem("mixture2d", samples=4))
 
 
 def test_list_shows_every_method():
@@ -221,12 +232,6 @@ def test_the_start_is_reproducible(name):
 def test_the_reference_is_reproducible(reference):
     again = solve_reference(make_problem("mixture2d", samples=4))
     assert torch.equal(reference.x, again.x)
-
-
-def test_importing_the_package_does_not_load_the_command_line():
-    code = "import sdekit, sys; print({'matplotlib', 'typer', 'rich'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "set()"
 
 
 def test_spread_keeps_the_gap_and_moves_little():

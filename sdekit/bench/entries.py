@@ -25,6 +25,7 @@ from ..solvers.registry import Solver, did_you_mean, grid_name, methods
 from ..spacing import Grid
 from ..wrapper import Sigma, Wrapper
 from .measurements import ADAPTIVE, Setting
+from .metrics import unscaled
 from .peers import ODE_PEERS, PEERS, SDE_PEERS, OdePeer, Peer
 from .peers.peer import seeded
 from .problems import SIGMA_MAX, SIGMA_MIN, Problem
@@ -209,7 +210,7 @@ class Own:
             return Run(None, nfe, steps, sigmas, status=str(failure))
         states = solution.trajectory
         if states is not None:
-            states = states / torch.from_numpy(scale).to(states).view(-1, *(1,) * (states.ndim - 1))
+            states = unscaled(problem, sigmas, states)
         return Run(
             x=solution.x / scale[-1],
             nfe=solution.stats.nfe_per_sample + calls,

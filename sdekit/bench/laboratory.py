@@ -22,11 +22,12 @@ from .densities import likelihood_error
 from .entries import Run
 from .experiment import Experiment, Task, UserModel
 from .measurements import Measurement, ProblemCard, Results
-from .metrics import LAW, LIKELIHOOD, METRICS, PATH, PathJudge, dense_reference
+from .metrics import DENSE_TOLERANCE, LAW, LIKELIHOOD, METRICS, PATH, PathJudge, dense_reference
 from .problems import REFERENCE_TOLERANCE, Problem, make_problem
 from .store import Store, Writer, key_of, write_environment
 from .weak import Judge
 
+_DATA_SEED = 9000  # the data whose densities are asked for are other samples than those solved for
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -179,7 +180,10 @@ class _Prepared:
         solver = task.entry.own_flow
         if wanted[LIKELIHOOD] and solver is not None and run.sigmas is not None:
             rtol = task.setting.rtol
-            values["nll"], _ = likelihood_error(self.problem, solver, run.sigmas, rtol=rtol)
+            seed = _DATA_SEED + task.setting.seed
+            values["nll"], _ = likelihood_error(
+                self.problem, solver, run.sigmas, rtol=rtol, seed=seed
+            )
         return {name: value for name, value in values.items() if name in task.metrics}
 
 
@@ -221,7 +225,7 @@ def _prepare(
         floors = {"rms": reference.floor, "sup": 10 * reference.largest}
         along, sigma_data = None, known_sigma_data(problem.denoiser) or float(reference.x.std())
         if "path" in metrics:
-            dense = dense_reference(problem, sigma_data)
+            dense = dense_reference(problem, sigma_data, max(tolerance, DENSE_TOLERANCE))
             along, floors["path"] = dense.states, dense.floor
         path = PathJudge(reference.x, states=along, sigma_data=sigma_data)
     wanted = _of_kind(metrics, LAW)
