@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import generate_laboratory
 from generate import FOLDER, RESULTS, best_peers, digits_bits, number, read, table, traces
 from generate import densities as worst_densities
 from generate_weak import errors as weak_errors
@@ -348,6 +349,15 @@ def shipped_twins(record: Record) -> str:
 
 PAGES = (
     Page(
+        "suite",
+        "The default suite",
+        "published",
+        "make published",
+        "less than an hour; it goes on where it was stopped",
+        generate_laboratory.headline,
+        generate_laboratory.PARTS,
+    ),
+    Page(
         "ode",
         "Fixed budgets",
         "suite",
@@ -415,9 +425,14 @@ PAGES = (
 )
 
 
+def record_of(page: Page) -> Record:
+    """Return the committed record of a page."""
+    return generate_laboratory.context(read(page.file))
+
+
 def parts() -> dict[str, str]:
     """Return all parts of the pages by name."""
-    records = [(page, read(page.file)) for page in PAGES]
+    records = [(page, record_of(page)) for page in PAGES]
     found = {"index": index(records)}
     for page, record in records:
         headline = page.headline(record)

@@ -22,14 +22,14 @@ EXPERIMENTS = (
         problems=("model",),
         models={"model": UserModel("kill_bench:load", "edm", tolerance=1e-3)},
         methods=("euler", "heun", "adams3"),
-        budgets=tuple(range(4, 38)),
+        budgets=tuple(range(4, 48)),
         metrics=("rms", "sup"),
         samples=2,
     ),
     Experiment(
         problems=("mixture2d",),
         methods=("heun", "sea_w_theta"),
-        budgets=tuple(range(4, 38)),
+        budgets=tuple(range(4, 48)),
         metrics=("mean", "cf"),
         law_samples=32,
     ),
@@ -75,7 +75,7 @@ def main():
     for _ in range(kills):
         # Some die while they start, most between two measurements or in the midst of one.
         lines = source.choice((0, 0, 1, 2, 3, 4, 5))
-        hits += killed(folder / "killed", lines, source.uniform(0, 0.005 if lines else 0.3))
+        hits += killed(folder / "killed", lines, source.uniform(0, 0.005 if lines else 0.1))
         found = cells(folder / "killed")
         torn += bool(found) and not found.endswith(b"\n")
         left.append(found.count(b"\n"))

@@ -91,6 +91,7 @@ def collect(experiment: Experiment, folder: Path) -> Results:
         problems=_cards(experiment, store),
         measurements=tuple(found.values()),
         environments={key: environments[key] for key in used if key in environments},
+        date=store.date(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -107,6 +107,7 @@ class Results:
         problems: The problems by name, in the order of the experiment.
         measurements: What was measured, in the order of the experiment.
         environments: Versions and hardware by key.
+        date: When the last of it was measured, if that is known.
     """
 
     title: str
@@ -114,6 +115,7 @@ class Results:
     problems: Mapping[str, ProblemCard]
     measurements: tuple[Measurement, ...]
     environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    date: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -122,13 +124,7 @@ class Results:
 
     def select(self, keep: Callable[[Measurement], bool]) -> Results:
         """Return the same with some of the measurements."""
-        return Results(
-            self.title,
-            self.configuration,
-            self.problems,
-            tuple(m for m in self.measurements if keep(m)),
-            self.environments,
-        )
+        return replace(self, measurements=tuple(m for m in self.measurements if keep(m)))
 
 
 def method_label(setting: Setting, default_grid: str | None = None) -> str:

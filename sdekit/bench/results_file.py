@@ -35,6 +35,7 @@ def write_results(results: Results, path: Path) -> None:
     ]
     record = {
         "title": results.title,
+        "date": results.date,
         "configuration": dict(results.configuration),
         "environments": dict(results.environments),
         "problems": [asdict(card) for card in results.problems.values()],
@@ -64,6 +65,7 @@ def read_results(path: Path) -> Results:
             problems={card.name: card for card in cards},
             measurements=measurements,
             environments=record["environments"],
+            date=record["date"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no results of sdekit bench: {error}") from None

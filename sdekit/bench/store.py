@@ -81,6 +81,10 @@ class Store:
             )
         return found
 
+    def date(self) -> str:
+        """Return when the last measurement was added; empty if there is none."""
+        return max((record["at"] for record in self._records("times")), default="")
+
     def environments(self) -> dict[str, dict[str, Any]]:
         """Return versions and hardware by key."""
         return {path.stem: _read(path) for path in self._files("environments", "json")}
