@@ -32,10 +32,11 @@ from sdekit.bench import (
     run_experiment,
     write_results,
 )
-from sdekit.bench.entries import Stopwatch, resolve
+from sdekit.bench.entries import Stopwatch
 from sdekit.bench.experiment import around, experiment_of, parse_budgets, quick
 from sdekit.bench.ledger import Ledger, read_ledgers
 from sdekit.bench.measurements import ADAPTIVE
+from sdekit.bench.names import resolve
 from sdekit.bench.store import Writer
 from sdekit.workers import Workers
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..cli_models import PROCESSES
 from ..solvers.registry import did_you_mean
-from .entries import Entry, resolve
+from .entries import Entry
 from .measurements import ADAPTIVE, Setting
 from .metrics import LAW, LIKELIHOOD, METRICS
+from .names import resolve
 from .problems import PROBLEMS, known_law
 
 if sys.version_info >= (3, 11):
@@ -67,7 +68,7 @@ class Experiment:
         title: Title of its reports.
         problems: Names of problems, or of `models`.
         methods: Names of the registry, ``"package.module:solver"`` of a composed one, names of peers;
-            each may name a grid, as in ``"heun@log"``. See `sdekit.bench.entries.resolve`.
+            each may name a grid, as in ``"heun@log"``. See `sdekit.bench.names.resolve`.
         budgets: Network evaluations that a fixed grid may take.
         rtols: Tolerances (relative and absolute) for the methods that take one.
         metrics: Names of `sdekit.bench.metrics.METRICS`.
