@@ -261,17 +261,22 @@ def likelihood_headline(record: Record) -> str:
 # --- shipped samplers -----------------------------------------------------------------------------
 
 
+def at_ends(verdict: str) -> bool:
+    """Whether an order is lost in the first or last steps only."""
+    return verdict.endswith(("first steps", "last steps"))
+
+
 def shipped_headline(record: Record) -> str:
     """How many samplers are what they claim to be."""
     verdicts = [row["verdict"] for row in record["samplers"]]
     kept = sum(verdict in KEPT for verdict in verdicts)
-    ends = sum("steps" in verdict for verdict in verdicts)
-    counts = (verdicts.count(v) for v in ("less than claimed", "does not converge", "undecided"))
-    less, stuck, unclear = counts
+    ends = sum(map(at_ends, verdicts))
+    names = "less than claimed", "does not converge", "unstable at these steps", "undecided"
+    less, stuck, unstable, unclear = (verdicts.count(v) for v in names)
     return (
-        f"of {len(verdicts)} samplers {kept} have the order that is claimed, or a higher one; {ends} "
-        f"lose it in their first or last steps, {less} everywhere, {stuck} do not converge, and of "
-        f"{unclear} the errors do not show one"
+        f"of {len(verdicts)} settings {kept} have the order that is claimed, or a higher one; {ends} "
+        f"lose it in their first or last steps, {less} everywhere, {stuck} do not converge, "
+        f"{unstable} would need smaller steps, and of {unclear} the errors do not show one"
     )
 
 
@@ -303,12 +308,12 @@ def shipped_rows(record: Record, kind: str, verdicts: Callable[[str], bool]) -> 
 
 def shipped_lost(record: Record) -> str:
     """Samplers of the flow that lose an order everywhere."""
-    return shipped_rows(record, "flow", lambda v: v not in KEPT and "steps" not in v)
+    return shipped_rows(record, "flow", lambda v: v not in KEPT and not at_ends(v))
 
 
 def shipped_ends(record: Record) -> str:
     """Samplers of the flow that lose an order at their ends."""
-    return shipped_rows(record, "flow", lambda v: "steps" in v)
+    return shipped_rows(record, "flow", at_ends)
 
 
 def shipped_kept(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +35,21 @@ _SHOWN = 30  # lines of a comparison
 _EXPORTS = ("csv", "parquet", "latex")
 
 # What is tried on a user's network: what has been the best of its kind somewhere, on the grids where.
-_FOR_MODELS = (
-    "bayesian_adams",
-    "adams2",
-    "adams3",
-    "dpmpp_2m",
-    "dpmpp_2m@karras",
-    "unipc_bh2_3",
-    "unipc_bh2_3@karras",
-    "lms4",
-    "heun",
-    "ddim@karras",
+_FOR_MODELS = Experiment(
+    methods=(
+        "bayesian_adams",
+        "adams2",
+        "adams3",
+        "dpmpp_2m",
+        "dpmpp_2m@karras",
+        "unipc_bh2_3",
+        "unipc_bh2_3@karras",
+        "lms4",
+        "heun",
+        "ddim@karras",
+    ),
+    budgets=parse_budgets("5:80"),
+    samples=16,
 )
 
 bench_app = typer.Typer(invoke_without_command=True)
@@ -73,20 +78,23 @@ def bench(
     at: Annotated[
         int | None, typer.Option(help="Which method at this budget? Measures around it.", min=2)
     ] = None,
-    target: Annotated[
-        float | None, typer.Option(help="Which method for this error?", min=0.0)
-    ] = None,
+    target: Annotated[float | None, typer.Option(help="Which method for this error?")] = None,
     rtol: Annotated[
         str, typer.Option(help="Tolerances of adaptive methods, as in 1e-3,1e-6.")
     ] = "",
     metrics: Annotated[str, typer.Option(help="As in rms,w2; see the documentation.")] = "",
-    samples: Annotated[int | None, typer.Option(help="Number of start states.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Number of start states, for errors along paths.")
+    ] = None,
+    law_samples: Annotated[
+        int | None, typer.Option(help="Number of start states, for errors of laws.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of repetitions, as in 0,1,2.")] = "",
     denoiser: Annotated[
         str,
         typer.Option(
             help="Your own network: package.module:function, which takes nothing and returns a "
-            "denoiser; or a folder of a diffusers pipeline."
+            "denoiser, as in sdekit:load_digits_denoiser; or a folder of a diffusers pipeline."
         ),
     ] = "",
     process: Annotated[
@@ -119,21 +127,21 @@ def bench(
     # States of a few kilobytes: more threads cost several times what they give.
     torch.set_num_threads(1)
     try:
+        if target is not None and not 0 < target < math.inf:
+            raise ValueError(f"--target {target}: an error to reach must be positive and finite")
         experiment = _experiment(config)
         if denoiser:
-            model = UserModel(denoiser, process, tuple(integers("--shape", shape)), dtype, device)
+            size = tuple(integers("--shape", shape))
             experiment = replace(
-                experiment,
+                experiment if config != "default" else _FOR_MODELS,
                 title=f"{denoiser}: error against network evaluations",
                 problems=("model",),
-                models={"model": model},
-                methods=_FOR_MODELS,
-                budgets=parse_budgets("5:80"),
-                rtols=(),
-                samples=16,
+                models={"model": UserModel(denoiser, process, size, dtype, device)},
             )
-        elif process or shape:
-            raise ValueError("--process and --shape are about a network; name it by --denoiser")
+        elif process or shape or dtype != "float64" or device != "cpu":
+            raise ValueError(
+                "--process, --shape, --dtype and --device are about a network; name it by --denoiser"
+            )
         changes: dict[str, Any] = {
             "problems": tuple(SHORT.get(name, name) for name in words(problems)),
             "methods": words(methods),
@@ -141,13 +149,14 @@ def bench(
             "rtols": _numbers("--rtol", rtol),
             "metrics": words(metrics),
             "samples": samples,
+            "law_samples": law_samples,
             "seeds": tuple(integers("--seeds", seeds)),
         }
         experiment = replace(
             experiment, **{k: v for k, v in changes.items() if v not in ((), None)}
         )
         if few:
-            experiment = quick(experiment)
+            experiment = quick(experiment, at)
         unknown = set(words(formats)) - set(_EXPORTS)
         if unknown:
             raise ValueError(
@@ -216,9 +225,10 @@ def diff(
     """Show what moved from one set of results to another; the exit code is 1 if anything did."""
     try:
         (old, floors), (new, more) = _read(before), _read(after)
-    except ValueError as error:
+        both = {key: min(floors.get(key, floor), floor) for key, floor in more.items()}
+        found = compare(old, new, rtol=rtol, floors=both)
+    except (OSError, ValueError) as error:
         refuse(error)
-    found = compare(old, new, rtol=rtol, floors={**floors, **more})
     screen = console()
     if found.changes:
         screen.print(_changes(found))
@@ -259,7 +269,7 @@ def merge(
     """Bring the results of shards in folders of their own together."""
     try:
         added = Store(out).merge(Store(folder) for folder in folders)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         refuse(error)
     typer.echo(f"{added} measurements added to {out}")
 
@@ -271,7 +281,7 @@ def _read(path: Path) -> tuple[list[Measurement], dict[tuple[str, str], float]]:
         measurements = list(store.measurements().values())
         if not measurements:
             raise ValueError(f"there are no results in {path}")
-        cards = store.cards()
+        cards = list(store.cards().values())
     else:
         results = read_results(path)
         measurements, cards = list(results.measurements), list(results.problems.values())

@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 MADE = {"_build", "_generated", "examples"}  # folders of docs that a build makes
 PAGES = [
     *sorted(ROOT.glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
     *(
         page
         for page in sorted((ROOT / "docs").rglob("*.md"))
@@ -45,9 +46,10 @@ PAGES = [
     ),
 ]
 LANGUAGES = {"python", "console", "text", "toml", "bibtex", "json"}
+DIRECTIVES = {"{include", "{toctree", "{eval-rst", "{raw", "{math", "{note"}  # that hold no code
 HIDDEN = re.compile(r"<!-- (?:setup|check)\n(.*)^-->", re.DOTALL | re.MULTILINE)
 SOURCE = re.compile(r"\{source\}`([^`]+)`")
-INLINE = re.compile(r"(?:sdekit|make) [a-z][^…]*$")
+INLINE = re.compile(r"(?:sdekit|make|\.venv/bin/\w+) [a-z-][^…]*$")
 FILE = re.compile(r"`((?:benchmarks|docs|sdekit|tests)/[\w./-]*\w\.\w+)`")
 
 
@@ -158,7 +160,7 @@ def test_the_code_of_a_page_runs(page, monkeypatch):
 def test_blocks_say_their_language(page):
     """One without a language, or with another name for Python, would not be run."""
     blocks = [token for token in tokens(page) if token.type == "fence"]
-    known = [b for b in blocks if b.info in LANGUAGES or b.info.startswith("{")]
+    known = [b for b in blocks if b.info in LANGUAGES or b.info.split("}")[0] in DIRECTIVES]
     assert [f"{name(page)}:{b.map[0] + 1}: {b.info!r}" for b in blocks if b not in known] == []
     for block in blocks:
         if block.info == "toml":
@@ -208,6 +210,30 @@ def parse(arguments: list[str]) -> None:
         word, command, arguments = command.resolve_command(context, rest)
 
 
+def check_names(arguments: list[str]) -> None:
+    """Look up the names that `bench` would, but for those of a reader's own modules and files."""
+    from sdekit.bench.experiment import SHORT
+    from sdekit.bench.metrics import METRICS
+    from sdekit.bench.names import resolve
+    from sdekit.bench.problems import PROBLEMS
+    from sdekit.bench_cli import _EXPERIMENTS
+    from sdekit.suites_cli import SUITES
+
+    if arguments[0] != "bench":
+        return
+    options = dict(itertools.pairwise(arguments))
+    known = {
+        "--problems": lambda word: word in (*PROBLEMS, *SHORT),
+        "--metrics": lambda word: word in METRICS,
+        "--methods": lambda word: ":" in word or bool(resolve(word)),
+        "--config": lambda word: word.endswith(".toml") or (_EXPERIMENTS / f"{word}.toml").exists(),
+        "suite": lambda word: word in (*SUITES, "ode|adaptive|sde"),
+    }
+    for option, exists in known.items():
+        for word in options.get(option, "").split(",") if option in options else ():
+            assert exists(word), f"{option} {word}"
+
+
 def check_command(line: str) -> None:
     words = shlex.split(line, comments=True)
     while re.fullmatch(r"\w+=.*", words[0]):
@@ -221,6 +247,7 @@ def check_command(line: str) -> None:
         program, arguments = "sdekit", arguments[2:]
     if program == "sdekit":
         parse(arguments)
+        check_names(arguments)
     elif program == "make":
         rules = (ROOT / "Makefile").read_text(encoding="utf-8")
         targets = set(re.findall(r"^(\w[\w-]*):", rules, re.MULTILINE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,7 +37,7 @@ from sdekit.bench.entries import Stopwatch
 from sdekit.bench.experiment import around, experiment_of, parse_budgets, quick
 from sdekit.bench.ledger import Ledger, read_ledgers
 from sdekit.bench.measurements import ADAPTIVE
-from sdekit.bench.names import resolve
+from sdekit.bench.names import described, resolve
 from sdekit.bench.store import Writer
 from sdekit.workers import Workers
 
@@ -318,9 +319,74 @@ def test_another_model_is_refused(tmp_path, monkeypatch):
     run_experiment(ON_MODEL, tmp_path)
     other = sk.Gaussian([0.0, 1.0], [[0.5, 0.2], [0.2, 0.31]])
     monkeypatch.setattr(sys.modules["test_laboratory"], "LAW", other)
-    laboratory._prepare.cache_clear()
+    # Though nothing is missing.
     with pytest.raises(ValueError, match="is not the one whose results are in"):
-        run_experiment(replace(ON_MODEL, budgets=(7,)), tmp_path)
+        run_experiment(ON_MODEL, tmp_path)
+
+
+def test_what_a_name_stands_for_is_part_of_the_configuration(results, tmp_path, monkeypatch):
+    """Another model or solver of the same name does not get the first one's numbers."""
+    folder = results[0]
+    vp = replace(ON_MODEL, models={"model": replace(MODEL, process="vp")})
+    assert collect(vp, folder).measurements == ()
+    assert collect(vp, folder).problems == {}
+    own = replace(ON_MODEL, methods=("test_laboratory:SOLVER",))
+    before = run_experiment(own, tmp_path)
+    other = replace(SOLVER, grid=sk.grids.karras)
+    monkeypatch.setattr(sys.modules["test_laboratory"], "SOLVER", other)
+    assert collect(own, tmp_path).measurements == ()
+    again = sk.Solver(sk.RungeKutta(sk.tableaus.RK4), sk.Noise(), sk.grids.log)
+    monkeypatch.setattr(sys.modules["test_laboratory"], "SOLVER", again)
+    assert collect(own, tmp_path) == before
+    solvers = [method.solver for method in sk.methods().values()]
+    told = {described(solver) for solver in solvers}
+    assert len(told) >= len(solvers) - 5  # a few names are of the same solver
+    assert not any(" at 0x" in text for text in told)
+
+
+def test_folders_of_different_models_are_not_merged(tmp_path, monkeypatch):
+    run_experiment(ON_MODEL, tmp_path / "one")
+    other = sk.Gaussian([0.0, 1.0], [[0.5, 0.2], [0.2, 0.31]])
+    monkeypatch.setattr(sys.modules["test_laboratory"], "LAW", other)
+    run_experiment(replace(ON_MODEL, methods=("ddim@log",)), tmp_path / "two")
+    with pytest.raises(ValueError, match="is not the one in"):
+        Store(tmp_path / "one").merge([Store(tmp_path / "two")])
+
+
+def test_floors_are_those_of_the_experiment(tmp_path):
+    experiment = Experiment(
+        problems=("mixture2d",), methods=("heun",), budgets=(8,), metrics=("mean",), law_samples=256
+    )
+    (card,) = run_experiment(experiment, tmp_path).problems.values()
+    (small,) = run_experiment(replace(experiment, law_samples=16), tmp_path).problems.values()
+    assert small.floors["mean"] == pytest.approx(4 * card.floors["mean"])
+    assert collect(experiment, tmp_path).problems["mixture2d"] == card
+    shutil.rmtree(tmp_path)  # nothing is remembered but in the folder
+    assert run_experiment(experiment, tmp_path).problems["mixture2d"] == card
+
+
+def test_a_setting_is_measured_once(tmp_path):
+    twice = replace(
+        ON_MODEL, methods=("dopri5@log", "dopri5@karras"), rtols=(1e-3,), budgets=(), seeds=(0, 0)
+    )
+    run_experiment(twice, tmp_path)
+    assert len(read_ledgers([tmp_path / "cells" / "0-of-1.jsonl"])) == 1
+
+
+def test_guided_networks_cost_what_they_evaluate(tmp_path):
+    """Peers, too: a call of a guided denoiser is two evaluations of its network."""
+
+    def guided(x_hat, sigma, y=None):
+        return LAW(x_hat, sigma)
+
+    y = torch.ones(3)
+    denoiser = sk.ClassifierFree(guided, 2.0, conditional={"y": y}, unconditional={"y": 0 * y})
+    start = 80 * torch.ones(3, 2, dtype=torch.float64)
+    problem = replace(make_problem("gaussian32d", samples=3), denoiser=denoiser, start=start)
+    for name in ("ddim@karras", "azula DDIM@VP"):
+        (entry,) = resolve(name)
+        run = entry.run(problem, Setting("p", entry.name, entry.grid, 12, None, 3, 0))
+        assert (run.steps, run.nfe.tolist()) == (6, [12] * 3), name
 
 
 # Files
@@ -352,13 +418,17 @@ def test_a_comparison_says_what_moved():
         ("euler", np.inf),
         ("heun", pytest.approx(1.2)),
     ]
-    assert found.compared == 3
-    assert [setting.method for setting, _ in found.missing] == ["ddim"]
-    assert [setting.method for setting, _ in found.added] == ["lms4"]
+    assert found.compared == 6  # what it cost is compared, too
+    assert {setting.method for setting, _ in found.missing} == {"ddim"}
+    assert {setting.method for setting, _ in found.added} == {"lms4"}
     assert not found.same
     assert compare(before, before).same
     assert compare(before[:1], after[:1], rtol=0.21).same
     assert not compare(after[:1], before[:1], rtol=0.19).same  # the same both ways
+    dearer = [replace(before[0], nfe=12.0)]
+    assert [c.metric for c in compare(before[:1], dearer).changes] == ["nfe"]
+    with pytest.raises(ValueError, match="at least 0"):
+        compare(before, after, rtol=np.nan)
 
 
 def test_an_experiment_is_read_from_toml(tmp_path):
@@ -397,6 +467,11 @@ def test_an_experiment_is_read_from_toml(tmp_path):
         ({"metrics": []}, "metrics is empty"),
         ({"budgets": []}, "neither budgets nor tolerances"),
         ({"budgets": [0]}, "at least 1"),
+        ({"problems": "digits"}, "must be a tuple"),
+        ({"models": 3}, "models must be tables"),
+        ({"models": {"a": {}}}, "does not say where its denoiser is"),
+        ({"models": {"../a": {"denoiser": "a:b"}}}, "a name has letters"),
+        ({"problems": ["digits"], "models": {"a": {"denoiser": "a:b"}}}, "not among the problems"),
         ({"budgets": [6.5]}, "each must be a int"),
         ({"rtols": [2.0]}, "between 0 and 1"),
         ({"samples": "four"}, "must be a int"),
@@ -415,7 +490,7 @@ def test_a_wrong_experiment_is_refused(data, message):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (UserModel("test_laboratory:broken", "edm", (2,)), r"returns \(2, 1\) of \(2, 2\)"),
+        (UserModel("test_laboratory:broken", "edm", (2,)), r"returns \(4, 1\) of \(4, 2\)"),
         (UserModel("test_laboratory:bare", "edm"), "does not say what shape"),
         (UserModel("test_laboratory:narrow", "edm", (2,)), "does not take samples"),
         (UserModel("test_laboratory:nothing", "edm", (2,)), "has no 'nothing'"),

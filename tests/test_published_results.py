@@ -206,9 +206,10 @@ def test_the_headline_of_shipped_samplers(parts):
     assert len(rows) == total
     said = (
         "(as|more than) claimed",
-        "steps",
+        "(first|last) steps",
         "less than claimed",
         "does not converge",
+        "unstable at these steps",
         "undecided",
     )
     for words, count in zip(said, counts, strict=True):

@@ -69,7 +69,12 @@ def compare(
         rtol: Ratio less one up to which values are the same.
         floors: By problem and metric, values below which nothing can be told: up to there all are the
             same.
+
+    Raises:
+        ValueError: If the tolerance is negative or not a number.
     """
+    if not rtol >= 0:
+        raise ValueError(f"rtol = {rtol}; it must be at least 0")
     old, new = _values(before), _values(after)
     changes = []
     for key in old.keys() & new.keys():
@@ -90,4 +95,9 @@ def compare(
 
 
 def _values(measurements: Iterable[Measurement]) -> dict[tuple[Setting, str], float | None]:
-    return {(m.setting, name): value for m in measurements for name, value in m.metrics.items()}
+    """Return what is compared: the metrics, and the evaluations that they cost."""
+    return {
+        (m.setting, name): value
+        for m in measurements
+        for name, value in {**m.metrics, "nfe": m.nfe}.items()
+    }

@@ -18,7 +18,7 @@ from ..scale import fit_solver
 from ..sde import Model, ProbabilityFlow, ReverseSDE
 from ..solution import SolveError
 from ..solvers.registry import Solver, grid_name
-from ..wrapper import Sigma, Wrapper
+from ..wrapper import Sigma, Wrapper, evaluations
 from .measurements import ADAPTIVE, Setting
 from .metrics import unscaled
 from .peers import OdePeer, Peer
@@ -85,6 +85,10 @@ class Entry(Protocol):
     def own_flow(self) -> Solver | None:
         """The solver, if sdekit can solve other flows by it, as of log-densities."""
 
+    @property
+    def variant(self) -> str:
+        """Hash of what the name does not say."""
+
     def run(self, problem: Problem, setting: Setting, *, path: bool = False) -> Run:
         """Solve.
 
@@ -96,19 +100,21 @@ class Entry(Protocol):
 
 
 class Stopwatch(Wrapper):
-    """A denoiser that measures the time that its network takes."""
+    """A denoiser that measures the time that its network takes, and counts its evaluations."""
 
     guides = False
 
     def __init__(self, denoiser: Model) -> None:
         super().__init__(denoiser)
-        self.clock = [0.0]  # one for all copies that adaptive steps make for parts of a batch
+        # One for all copies that adaptive steps make for parts of a batch.
+        self.clock, self.count = [0.0], [0]
 
     def __call__(self, x_hat: Tensor, sigma: Sigma, /, **more: object) -> Tensor:
         """Return what the denoiser returns."""
         begin = self._now(x_hat)
         denoised = super().__call__(x_hat, sigma, **more)
         self.clock[0] += self._now(x_hat) - begin
+        self.count[0] += evaluations(self.func, sigma)
         return denoised
 
     def _now(self, x_hat: Tensor) -> float:
@@ -124,11 +130,13 @@ class Own:
     Attributes:
         name: Its name in the registry, or where it was imported from.
         solver: The solver, with the grid.
+        variant: A hash of it, if it is not of the registry: its name may be another's tomorrow.
     """
 
     name: str
     solver: Solver
     package: str = "sdekit"
+    variant: str = ""
 
     @property
     def grid(self) -> str:
@@ -229,6 +237,7 @@ class FromPeer:
     fixed: bool = True
     adaptive: bool = False
     own_flow: Solver | None = None
+    variant: str = ""
 
     @property
     def name(self) -> str:
@@ -252,9 +261,14 @@ class FromPeer:
             ValueError: If the grid is shipped for other noise levels than the problem's.
         """
         budget = setting.budget or 0
-        steps = budget // self.peer.nfe_per_step
-        if not steps:
-            return _nothing(problem, budget)
+        # A guided denoiser evaluates its network several times a call.
+        for steps in range(budget // self.peer.nfe_per_step, 0, -1):
+            run = self._solve(problem, setting, steps)
+            if run.nfe.max(initial=0) <= budget:
+                return run
+        return _nothing(problem, budget)
+
+    def _solve(self, problem: Problem, setting: Setting, steps: int) -> Run:
         grid: str | NDArray[np.float64] = self.grid
         ends = problem.sigma_max, problem.sigma_min
         if self.grid not in self.peer.grids:
@@ -268,13 +282,12 @@ class FromPeer:
         watch = Stopwatch(problem.denoiser)
         begin = time.perf_counter()
         with seeded(setting.seed + 1):
-            x, nfe = self.peer.run(watch, problem.start, grid, steps)
+            x, _ = self.peer.run(watch, problem.start, grid, steps)
         seconds = time.perf_counter() - begin
-        nfes = np.full(len(problem.start), nfe)
         finite = bool(x.isfinite().all())
         return Run(
             x=x if finite else None,
-            nfe=nfes,
+            nfe=np.full(len(problem.start), watch.count[0]),
             steps=steps,
             status="success" if finite else "the final state is not finite",
             seconds=seconds,
@@ -296,6 +309,7 @@ class FromOdePeer:
     adaptive: bool = True
     deterministic: bool = True
     own_flow: Solver | None = None
+    variant: str = ""
 
     @property
     def name(self) -> str:
@@ -323,14 +337,14 @@ class FromOdePeer:
         watch = Stopwatch(problem.denoiser)
         begin = time.perf_counter()
         try:
-            x, nfe = self.peer.run(
+            x, _ = self.peer.run(
                 watch, problem.start, rtol=setting.rtol, atol=setting.rtol, max_nfe=MAX_NFE
             )
         except RuntimeError as failure:
             return Run(None, np.full(len(problem.start), MAX_NFE), status=str(failure))
         return Run(
             x=x,
-            nfe=nfe,
+            nfe=np.full(len(problem.start), watch.count[0]),
             seconds=time.perf_counter() - begin,
             network_seconds=watch.clock[0],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +15,7 @@ import numpy as np
 from ..cli_models import PROCESSES
 from ..solvers.registry import did_you_mean
 from .entries import Entry
-from .measurements import ADAPTIVE, Setting
+from .measurements import ADAPTIVE, Setting, key_of
 from .metrics import LAW, LIKELIHOOD, METRICS
 from .names import resolve
 from .problems import PROBLEMS, known_law
@@ -42,7 +43,7 @@ class UserModel:
         shape: Shape of a sample; if empty, what the model says.
         dtype: ``"float64"`` or ``"float32"``, of states and weights.
         device: Where it is solved.
-        tolerance: Of the two reference solutions.
+        tolerance: Of the two reference solutions; 0 stands for what suits the dtype.
     """
 
     denoiser: str
@@ -50,14 +51,24 @@ class UserModel:
     shape: tuple[int, ...] = ()
     dtype: str = "float64"
     device: str = "cpu"
-    tolerance: float = 1e-8
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.process:
             _known("process", self.process, PROCESSES)
         _known("dtype", self.dtype, ("float32", "float64"))
-        if not 0 < self.tolerance < 1:
+        if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance = {self.tolerance}; it must be between 0 and 1")
+
+    @property
+    def reference_tolerance(self) -> float:
+        """Tolerance of the two reference solutions."""
+        return self.tolerance or {"float32": 2e-5, "float64": 1e-8}[self.dtype]
+
+    @property
+    def variant(self) -> str:
+        """Hash of all that is said of the model."""
+        return key_of(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,12 @@ class Experiment:
         for name in self.models:
             if name in PROBLEMS:
                 raise ValueError(f"a model is called {name!r}, as is a problem; call it otherwise")
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(
+                    f"a model is called {name!r}; a name has letters, digits, and . _ - within"
+                )
+            if name not in self.problems:
+                raise ValueError(f"the model {name!r} is not among the problems, {self.problems}")
         for name in self.metrics:
             _known("metric", name, METRICS)
         for what in ("problems", "methods", "metrics", "seeds"):
@@ -126,11 +143,15 @@ class Experiment:
         return tuple({(entry.name, entry.grid): entry for entry in found}.values())
 
     def plan(self) -> Iterator[Task]:
-        """Go through all that is to be measured, problem by problem."""
+        """Go through all that is to be measured, problem by problem, each setting once."""
+        seen: set[str] = set()
         for problem in self.problems:
             for seed in self.seeds:
                 for entry in self.entries:
-                    yield from self._tasks(problem, entry, seed)
+                    for task in self._tasks(problem, entry, seed):
+                        if task.setting.digest not in seen:
+                            seen.add(task.setting.digest)
+                            yield task
 
     def _tasks(self, problem: str, entry: Entry, seed: int) -> Iterator[Task]:
         efforts: list[tuple[int | None, float | None]] = []
@@ -141,8 +162,14 @@ class Experiment:
         for budget, rtol in efforts:
             for samples, metrics in self._sizes(problem, entry, fixed=rtol is None).items():
                 grid = entry.grid if rtol is None else ADAPTIVE
-                setting = Setting(problem, entry.name, grid, budget, rtol, samples, seed)
+                variant = self._variant(problem, entry)
+                setting = Setting(problem, entry.name, grid, budget, rtol, samples, seed, variant)
                 yield Task(setting, entry, metrics)
+
+    def _variant(self, problem: str, entry: Entry) -> str:
+        model = self.models.get(problem)
+        said = [model.variant if model is not None else "", entry.variant]
+        return key_of(said) if any(said) else ""
 
     def _sizes(self, problem: str, entry: Entry, *, fixed: bool) -> dict[int, tuple[str, ...]]:
         """Return the metrics that can be measured, by the number of samples that they take."""
@@ -209,15 +236,24 @@ def experiment_of(data: Mapping[str, Any]) -> Experiment:
         ValueError: If a key is unknown or a value is out of its range.
     """
     data = dict(data)
+    tables = data.pop("models", {})
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise TypeError("models must be tables, as in [models.mine] and below it denoiser = …")
+    for name, table in tables.items():
+        if "denoiser" not in table:
+            raise ValueError(f"models.{name} does not say where its denoiser is")
     models = {
         name: UserModel(**_fitting(f"models.{name}", UserModel("x"), table))
-        for name, table in dict(data.pop("models", {})).items()
+        for name, table in tables.items()
     }
     if isinstance(data.get("budgets"), str):
         data["budgets"] = parse_budgets(data["budgets"])
-    if "problems" in data:
-        data["problems"] = [SHORT.get(name, name) for name in data["problems"]]
-    return Experiment(**_fitting("the experiment", Experiment(), data), models=models)
+    values = _fitting("the experiment", Experiment(), data)
+    if "problems" in values:
+        values["problems"] = tuple(SHORT.get(name, name) for name in values["problems"])
+    elif models:
+        values["problems"] = tuple(models)
+    return Experiment(**values, models=models)
 
 
 def _fitting(where: str, like: object, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,13 +309,14 @@ def around(budget: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(n for n in near if n > 1))
 
 
-def quick(experiment: Experiment) -> Experiment:
-    """Return an experiment with few samples and few of its budgets and tolerances."""
+def quick(experiment: Experiment, at: int | None = None) -> Experiment:
+    """Return an experiment with few samples and few of its budgets, one among them, and tolerances."""
+    few = set(_few(experiment.budgets)) | {at}
     return replace(
         experiment,
         samples=min(experiment.samples, 16),
         law_samples=min(experiment.law_samples, 512),
-        budgets=_few(experiment.budgets),
+        budgets=tuple(budget for budget in experiment.budgets if budget in few),
         rtols=_few(experiment.rtols),
     )
 

@@ -39,9 +39,10 @@ def export(results: Results, form: str, folder: Path) -> list[Path]:
         raise ValueError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
     folder.mkdir(parents=True, exist_ok=True)
     if form == "latex":
-        files = [folder / f"{metric}.tex" for metric in results.metrics]
-        for metric, path in zip(results.metrics, files, strict=True):
-            write_latex(results, metric, path)
+        fixed = results.select(lambda m: m.setting.grid != ADAPTIVE)
+        files = [folder / f"{metric}.tex" for metric in fixed.metrics]
+        for metric, path in zip(fixed.metrics, files, strict=True):
+            write_latex(fixed, metric, path)
         return files
     path = folder / f"results.{form}"
     (write_csv if form == "csv" else write_parquet)(results, path)

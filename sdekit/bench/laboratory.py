@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,10 +21,10 @@ from ..workers import Workers
 from .densities import likelihood_error
 from .entries import Run
 from .experiment import Experiment, Task, UserModel
-from .measurements import Measurement, ProblemCard, Results
+from .measurements import Measurement, ProblemCard, Results, key_of
 from .metrics import DENSE_TOLERANCE, LAW, LIKELIHOOD, METRICS, PATH, PathJudge, dense_reference
-from .problems import REFERENCE_TOLERANCE, Problem, make_problem
-from .store import Store, Writer, key_of, write_environment
+from .problems import REFERENCE_TOLERANCE, SIGMA_MAX, SIGMA_MIN, Problem, make_problem
+from .store import Store, Writer, write_environment
 from .weak import Judge
 
 _DATA_SEED = 9000  # the data whose densities are asked for are other samples than those solved for
@@ -60,6 +60,10 @@ def run_experiment(
     workers = workers or Workers()
     store = Store(folder)
     known = store.measurements()
+    run = os.urandom(8).hex()
+    # A model that has changed is noticed, and one that cannot be solved, before anything is measured.
+    for name in experiment.models:
+        _prepare(run, experiment, name, experiment.samples, experiment.seeds[0], folder)
     tasks = [
         task
         for task in workers.share(list(experiment.plan()))
@@ -67,7 +71,7 @@ def run_experiment(
     ]
     with Writer(store, f"{workers.rank}-of-{workers.world}") as writer:
         environment = write_environment(store, [task.entry.package for task in tasks])
-        measured = _measure_all(tasks, experiment, folder, jobs)
+        measured = _measure_all(tasks, experiment, folder, jobs, run)
         for measurement in tqdm(measured, total=len(tasks), disable=not progress, desc="bench"):
             writer.add(replace(measurement, environment=environment))
     return collect(experiment, folder)
@@ -96,62 +100,60 @@ def collect(experiment: Experiment, folder: Path) -> Results:
 
 
 def _cards(experiment: Experiment, store: Store) -> dict[str, ProblemCard]:
-    """Return a card for each problem: of all its sizes and seeds, the largest floors."""
-    cards: dict[str, ProblemCard] = {}
-    for card in store.cards():
-        before = cards.get(card.name, card)
-        floors = dict(before.floors)
-        for name, value in card.floors.items():
-            floors[name] = max(value, floors.get(name, 0.0))
-        cards[card.name] = replace(
-            before, floors=floors, reference=before.reference or card.reference
-        )
-    return {name: cards[name] for name in experiment.problems if name in cards}
+    """Return a card for each problem: of its sizes and seeds in the experiment, the largest floors."""
+    known, cards = store.cards(), {}
+    for name in experiment.problems:
+        found = [
+            known[key]
+            for samples in (experiment.samples, experiment.law_samples)
+            for seed in experiment.seeds
+            if (key := _card_key(experiment, name, samples, seed)) in known
+        ]
+        floors: dict[str, float] = {}
+        for metric, value in (item for card in found for item in card.floors.items()):
+            floors[metric] = max(value, floors.get(metric, 0.0))
+        if found:
+            made = next((card.reference for card in found if card.reference), "")
+            cards[name] = replace(found[0], floors=floors, reference=made)
+    return cards
 
 
 def _measure_all(
-    tasks: Sequence[Task], experiment: Experiment, folder: Path, jobs: int
+    tasks: Sequence[Task], experiment: Experiment, folder: Path, jobs: int, run: str
 ) -> Iterable[Measurement]:
     """Measure in the order of the tasks, so that the same run leaves the same files."""
     if jobs == 1:
-        return (_measure(task, experiment, folder) for task in tasks)
+        return (_measure(task, experiment, folder, run) for task in tasks)
     measured: Iterator[Measurement] = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(_measure_alone)(task, experiment, folder) for task in tasks
+        delayed(_measure_alone)(task, experiment, folder, run) for task in tasks
     )
     return measured
 
 
-def _measure_alone(task: Task, experiment: Experiment, folder: Path) -> Measurement:
+def _measure_alone(task: Task, experiment: Experiment, folder: Path, run: str) -> Measurement:
     torch.set_num_threads(1)  # its neighbours have the other cores
-    return _measure(task, experiment, folder)
+    return _measure(task, experiment, folder, run)
 
 
-def _measure(task: Task, experiment: Experiment, folder: Path) -> Measurement:
+def _measure(task: Task, experiment: Experiment, folder: Path, run: str) -> Measurement:
     """Solve at a setting, and judge what comes of it."""
     setting = task.setting
-    prepared = _prepare(
-        setting.problem,
-        setting.samples,
-        setting.seed,
-        _at_size(experiment, setting.samples),
-        experiment.models.get(setting.problem),
-        folder,
-    )
-    run = task.entry.run(prepared.problem, setting, path="path" in task.metrics)
+    prepared = _prepare(run, experiment, setting.problem, setting.samples, setting.seed, folder)
+    solved = task.entry.run(prepared.problem, setting, path="path" in task.metrics)
     values: dict[str, float] = {}
-    if run.x is not None and run.status == "success":
-        values = prepared.judge(run, task)
+    if solved.x is not None and solved.status == "success":
+        values = prepared.judge(solved, task)
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     return Measurement(
         setting=setting,
         package=task.entry.package,
-        nfe=float(run.nfe.mean()),
-        nfe_max=int(run.nfe.max(initial=0)),
-        steps=run.steps,
+        nfe=float(solved.nfe.mean()),
+        nfe_max=int(solved.nfe.max(initial=0)),
+        steps=solved.steps,
         metrics={name: finite.get(name) for name in task.metrics},
-        status=run.status,
-        seconds=run.seconds,
-        network_seconds=run.network_seconds,
+        status=solved.status,
+        seconds=solved.seconds,
+        network_seconds=solved.network_seconds,
     )
 
 
@@ -200,24 +202,38 @@ def _at_size(experiment: Experiment, samples: int) -> frozenset[str]:
     )
 
 
-@lru_cache(maxsize=2)  # tasks come problem by problem
+def _card_key(experiment: Experiment, name: str, samples: int, seed: int) -> str:
+    """Return the key of what a store knows of a problem: its reference, and its card."""
+    model = experiment.models.get(name)
+    return f"{name}-{key_of([name, samples, seed, None if model is None else asdict(model)])}"
+
+
+_prepared: dict[tuple[object, ...], _Prepared] = {}
+
+
 def _prepare(
-    name: str,
-    samples: int,
-    seed: int,
-    metrics: frozenset[str],
-    model: UserModel | None,
-    folder: Path,
+    run: str, experiment: Experiment, name: str, samples: int, seed: int, folder: Path
+) -> _Prepared:
+    """Make a problem, and what judges its solutions, once in a run: tasks come problem by problem."""
+    key = (run, name, samples, seed)
+    if key not in _prepared:
+        while len(_prepared) > 1 or any(other[0] != run for other in _prepared):
+            del _prepared[next(iter(_prepared))]
+        _prepared[key] = _prepare_anew(experiment, name, samples, seed, folder)
+    return _prepared[key]
+
+
+def _prepare_anew(
+    experiment: Experiment, name: str, samples: int, seed: int, folder: Path
 ) -> _Prepared:
     """Make a problem, and what judges its solutions; leave its card in the store."""
-    store = Store(folder)
+    store, model = Store(folder), experiment.models.get(name)
     problem = _make(name, samples, seed, model)
-    plain = [name, samples, seed, None if model is None else asdict(model)]
-    key = f"{name}-{key_of(plain)}"
+    key, metrics = _card_key(experiment, name, samples, seed), _at_size(experiment, samples)
     path, law, made = None, None, ""
     floors: dict[str, float] = {}
     if _of_kind(metrics, PATH):
-        tolerance = REFERENCE_TOLERANCE if model is None else model.tolerance
+        tolerance = REFERENCE_TOLERANCE if model is None else model.reference_tolerance
         reference = store.reference(key, problem, tolerance)
         made = (
             f"adaptive dopri5 against scipy's DOP853 differ by {reference.discrepancy:.1e} (RMS) in "
@@ -243,7 +259,7 @@ def _prepare(
         reference=made,
         floors={metric: floors[metric] for metric in sorted(metrics & floors.keys())},
     )
-    store.add_card(f"{key}-{key_of(sorted(metrics))}", lambda: card)
+    store.add_card(key, card)
     return _Prepared(problem, path, law)
 
 
@@ -259,22 +275,28 @@ def _make(name: str, samples: int, seed: int, model: UserModel | None) -> Proble
     found = load_model(model.denoiser, None, device)
     shape = model.shape or found.event_shape
     if shape is None:
-        raise ValueError(f"{model.denoiser} does not say what shape its samples have; give shape")
+        raise ValueError(
+            f"{model.denoiser} does not say what shape its samples have; give shape, as in "
+            "--shape 3,32,32"
+        )
     *_, inner = layers(found.denoiser)
     if isinstance(inner, nn.Module):
         inner.to(dtype)
     process = PROCESSES[model.process]() if model.process else found.process or EDM()
     source = torch.Generator().manual_seed(seed)
     noise = torch.randn(samples, *shape, generator=source, dtype=torch.float64)
-    start = (process.sigma_max * noise).to(device, dtype)
+    # Processes that begin in pure noise, or end in data, are solved as far as the other problems.
+    sigma_max = process.sigma_max if math.isfinite(process.sigma_max) else SIGMA_MAX
+    sigma_min = process.sigma_min or SIGMA_MIN
+    start = (sigma_max * noise).to(device, dtype)
     problem = Problem(
         name=name,
         title=f"{model.denoiser} under {type(process).__name__}",
         denoiser=found.denoiser,
         start=start,
         process=process,
-        sigma_max=process.sigma_max,
-        sigma_min=process.sigma_min,
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
     )
     _try(problem)
     return problem
@@ -287,13 +309,15 @@ def _try(problem: Problem) -> None:
     Raises:
         ValueError: What it says.
     """
-    x = problem.start[:2]
+    x = problem.start  # all of it: conditioning may be that of each sample
+    level = x.new_tensor(problem.sigma_max)
     try:
-        denoised = problem.denoiser(x, x.new_tensor(problem.sigma_max))
+        problem.denoiser(x, level.expand(len(x)))
+        denoised = problem.denoiser(x, level)
     except Exception as error:  # the model is not ours: it may raise anything
         raise ValueError(
             f"the denoiser of {problem.title} does not take samples {tuple(x.shape)} of {x.dtype}: "
-            f"{said(error)}; shape and dtype say what it is given"
+            f"and noise levels () and (B,): {said(error)}; shape and dtype say what it is given"
         ) from error
     if not isinstance(denoised, torch.Tensor) or denoised.shape != x.shape:
         shape = tuple(denoised.shape) if isinstance(denoised, torch.Tensor) else type(denoised)

@@ -12,6 +12,12 @@ from typing import Any
 ADAPTIVE = "adaptive"  # stands for the grid of a solve to a tolerance
 
 
+def key_of(plain: object) -> str:
+    """Return the hash by which plain data are known."""
+    text = json.dumps(plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is solved and how: all that an error depends on, but the machine and the versions.
@@ -24,6 +30,8 @@ class Setting:
         rtol: Tolerance (relative and absolute) of an adaptive solve.
         samples: Number of start states.
         seed: Seed of the start states and of the noise.
+        variant: What the names do not say: a hash of the user's model and solver; empty for those that
+            come along.
     """
 
     problem: str
@@ -33,12 +41,12 @@ class Setting:
     rtol: float | None
     samples: int
     seed: int
+    variant: str = ""
 
     @cached_property
     def digest(self) -> str:
         """Hash of the configuration, by which a store knows it."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key_of({k: v for k, v in asdict(self).items() if k != "variant" or v})
 
 
 @dataclass(frozen=True)

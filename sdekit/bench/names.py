@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
+from types import FunctionType
+
+import numpy as np
+import torch
 
 from ..cli_models import imported
 from ..grids import GRIDS
 from ..solvers.registry import Solver, did_you_mean, methods
 from ..spacing import Grid
 from .entries import Entry, FromOdePeer, FromPeer, Own
+from .measurements import key_of
 from .peers import ODE_PEERS, PEERS, SDE_PEERS
 
 # Short names of methods, as people write them.
@@ -38,7 +44,7 @@ def resolve(spec: str) -> tuple[Entry, ...]:
         solver = imported(name)
         if not isinstance(solver, Solver):
             raise ValueError(f"{name} is a {type(solver).__name__}; it must be a sdekit.Solver")
-        return (Own(name, _on(solver, grid)),)
+        return (Own(name, _on(solver, grid), variant=key_of(described(solver))),)
     found = tuple(_peers(name, grid))
     if not found:
         known = (*methods(), *PEERS, *SDE_PEERS, *ODE_PEERS)
@@ -54,6 +60,30 @@ def resolve(spec: str) -> tuple[Entry, ...]:
             "'sdekit[bench]'"
         )
     return found
+
+
+def described(value: object) -> str:
+    """Describe a solver and its parts by what they are made of: the same in every process.
+
+    Functions are known by their names and code, objects by their classes and attributes.
+    """
+    if isinstance(value, partial):
+        return f"{described(value.func)}({described(value.args)}, {described(value.keywords)})"
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        what = f"{code.co_code.hex()} {code.co_consts if code.co_name == '<lambda>' else ''}"
+        return f"{value.__module__}.{value.__qualname__} {what} {described(held)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {described(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(described, value))}]"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return described(value.tolist())
+    attributes = getattr(value, "__dict__", None)
+    if attributes is None or isinstance(value, type):
+        return repr(value)
+    return f"{type(value).__qualname__}{described(attributes)}"
 
 
 def _on(solver: Solver, grid: str) -> Solver:

@@ -10,10 +10,8 @@ not are merged.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,23 +26,17 @@ from torch import Tensor
 from ..records import provenance
 from ..shards import write_whole
 from .ledger import Ledger, read_ledgers
-from .measurements import Measurement, ProblemCard, Setting
+from .measurements import Measurement, ProblemCard, Setting, key_of
 from .problems import Problem, Reference, solve_reference
 
 _CORE = ("sdekit", "torch", "numpy", "scipy")
 
 # A denoiser is known by values that it returned once, as fractions of their RMS: round-off on another
 # machine is no other network.
-_SAME = 1e-6
+_SAME = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 # What is kept of a reference beside its states: not its times, which change from run to run.
 _FACTS = ("discrepancy", "largest", "nfe")
-
-
-def key_of(plain: object) -> str:
-    """Return the hash by which plain data are known."""
-    text = json.dumps(plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Store:
@@ -63,44 +55,60 @@ class Store:
         Raises:
             ValueError: If something else has written to the folder.
         """
-        times = {record.pop("digest"): record for record in self._records("times")}
         found: dict[str, Measurement] = {}
-        for record in self._records("cells"):
-            setting = Setting(**record.pop("setting"))
-            before = found.get(setting.digest)
-            metrics = {**before.metrics, **record["metrics"]} if before else record["metrics"]
-            time = times.get(setting.digest, {})
-            found[setting.digest] = Measurement(
-                setting,
-                **{
-                    **record,
-                    "metrics": metrics,
-                    "seconds": time.get("seconds"),
-                    "network_seconds": time.get("network_seconds"),
-                },
-            )
+        try:
+            times = self._times()
+            for record in self._records("cells"):
+                setting = Setting(**record.pop("setting"))
+                before = found.get(setting.digest)
+                metrics = {**before.metrics, **record["metrics"]} if before else record["metrics"]
+                time = times.get(setting.digest, {})
+                found[setting.digest] = Measurement(
+                    setting,
+                    **{
+                        **record,
+                        "metrics": metrics,
+                        "seconds": time.get("seconds"),
+                        "network_seconds": time.get("network_seconds"),
+                    },
+                )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.folder} holds what this version of sdekit did not write: {error!r}; take "
+                "another folder"
+            ) from None
         return found
 
     def date(self) -> str:
         """Return when the last measurement was added; empty if there is none."""
-        return max((record["at"] for record in self._records("times")), default="")
+        return max((record["at"] for record in self._times().values()), default="")
+
+    def _times(self) -> dict[str, dict[str, Any]]:
+        """Return wall times, and when they were measured, by the digest of the setting."""
+        return {record["digest"]: record for record in self._records("times")}
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """Return versions and hardware by key."""
         return {path.stem: _read(path) for path in self._files("environments", "json")}
 
-    def cards(self) -> list[ProblemCard]:
-        """Return what is known of the problems: a card for each number of samples and seed."""
-        cards = [_read(path) for path in self._files("problems", "json")]
-        return [
-            ProblemCard(**{**card, "event_shape": tuple(card["event_shape"])}) for card in cards
-        ]
+    def cards(self) -> dict[str, ProblemCard]:
+        """Return what is known of the problems by key: of each, for a number of samples and a seed."""
+        cards = {path.stem: _read(path) for path in self._files("problems", "json")}
+        return {
+            key: ProblemCard(**{**card, "event_shape": tuple(card["event_shape"])})
+            for key, card in cards.items()
+        }
 
-    def add_card(self, key: str, card: Callable[[], ProblemCard]) -> None:
-        """Keep what is said of a problem, unless it is there."""
-        path = self._path("problems", f"{key}.json")
-        if not path.exists():
-            write_whole(path, (json.dumps(asdict(card()), indent=1) + "\n").encode())
+    def add_card(self, key: str, card: ProblemCard) -> None:
+        """Keep what is said of a problem, with the floors that are known already."""
+        before = self.cards().get(key)
+        if before is not None:
+            floors = {**before.floors, **card.floors}
+            made = card.reference or before.reference
+            card = replace(card, floors=dict(sorted(floors.items())), reference=made)
+        if card != before:
+            path = self._path("problems", f"{key}.json")
+            write_whole(path, (json.dumps(asdict(card), indent=1) + "\n").encode())
 
     def reference(self, key: str, problem: Problem, tolerance: float) -> Reference:
         """Return the reference solution of a problem, computed once by whoever comes first.
@@ -124,8 +132,7 @@ class Store:
         with safe_open(path, "pt") as file:
             x, probe = file.get_tensor("x"), file.get_tensor("probe")
             facts = json.loads(file.metadata()["facts"])
-        now = _probe(problem)
-        if now.shape != probe.shape or (now - probe).norm() > _SAME * probe.norm():
+        if not _same(_probe(problem), probe, _SAME[problem.start.dtype]):
             raise ValueError(
                 f"the denoiser of {problem.name!r} is not the one whose results are in {self.folder}; "
                 "take another folder"
@@ -136,7 +143,8 @@ class Store:
         """Add what other folders have and this one has not; return the number of measurements.
 
         Raises:
-            ValueError: If one of them holds no results, or another process writes to this one.
+            ValueError: If one of them holds no results or is of another model, or another process
+                writes to this one.
         """
         known = {
             (m.setting.digest, name) for m in self.measurements().values() for name in m.metrics
@@ -147,10 +155,14 @@ class Store:
                 found = other.measurements()
                 if not found:
                     raise ValueError(f"there are no results in {other.folder}")
-                for kind in ("problems", "references", "environments"):
-                    for path in (other.folder / kind).glob("*.[js]*"):
+                times = other._times()
+                self._check_references(other)
+                for key, card in other.cards().items():
+                    self.add_card(key, card)
+                for kind, suffix in (("references", "safetensors"), ("environments", "json")):
+                    for path in other._files(kind, suffix):
                         if not self._path(kind, path.name).exists():
-                            shutil.copyfile(path, self._path(kind, path.name))
+                            write_whole(self._path(kind, path.name), path.read_bytes())
                 for digest, measurement in found.items():
                     new = {
                         name: value
@@ -158,10 +170,24 @@ class Store:
                         if (digest, name) not in known
                     }
                     if new:
-                        writer.add(replace(measurement, metrics=new))
+                        at = times.get(digest, {}).get("at")
+                        writer.add(replace(measurement, metrics=new), at=at)
                         known |= {(digest, name) for name in new}
                         added += 1
         return added
+
+    def _check_references(self, other: Store) -> None:
+        """Refuse a folder that holds other models, or other start states, under the same names."""
+        for path in other._files("references", "safetensors"):
+            mine = self.folder / "references" / path.name
+            if mine.exists():
+                with safe_open(mine, "pt") as one, safe_open(path, "pt") as two:
+                    probes = one.get_tensor("probe"), two.get_tensor("probe")
+                    tolerance = _SAME[one.get_tensor("x").dtype]
+                if not _same(*probes, tolerance):
+                    raise ValueError(
+                        f"the model of {path.stem} in {other.folder} is not the one in {self.folder}"
+                    )
 
     def _records(self, kind: str) -> list[dict[str, Any]]:
         return read_ledgers(self._files(kind, "jsonl"))
@@ -196,11 +222,16 @@ class Writer:
         self._cells = Ledger(store.folder / "cells" / f"{name}.jsonl")
         self._times = Ledger(store.folder / "times" / f"{name}.jsonl")
 
-    def add(self, measurement: Measurement) -> None:
-        """Append a measurement, now and on disk."""
+    def add(self, measurement: Measurement, at: str | None = None) -> None:
+        """Append a measurement, now and on disk.
+
+        Args:
+            measurement: The measurement.
+            at: When it was made; now if not given.
+        """
         record = asdict(measurement)
         times = {name: record.pop(name) for name in ("seconds", "network_seconds")}
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        at = at or datetime.now(timezone.utc).isoformat(timespec="seconds")
         # First the times: a measurement without them is complete, times without one are not missed.
         self._times.append({"digest": measurement.setting.digest, **times, "at": at})
         self._cells.append(record)
@@ -233,6 +264,12 @@ def _read(path: Path) -> dict[str, Any]:
 @torch.no_grad()
 def _probe(problem: Problem) -> Tensor:
     """Return values of the denoiser at the level of the data, by which it is known again."""
-    x_hat = problem.start[:2] / problem.sigma_max
+    x_hat = problem.start / problem.sigma_max  # all: conditioning may be that of each sample
     level = min(max(1.0, problem.sigma_min), problem.sigma_max)
-    return problem.denoiser(level * x_hat, x_hat.new_tensor(level)).double().contiguous().cpu()
+    denoised = problem.denoiser(level * x_hat, x_hat.new_tensor(level))
+    return denoised[:2].double().contiguous().cpu()
+
+
+def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two denoisers are the same, by their probes."""
+    return one.shape == other.shape and bool((one - other).norm() <= tolerance * other.norm())

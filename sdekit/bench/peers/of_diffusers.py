@@ -317,13 +317,16 @@ def _diffusers_vp_configs() -> Iterator[tuple[str, str, dict[str, Any]]]:
             "DEISMultistepScheduler",
             {"solver_order": order, "lower_order_final": lower},
         )
-    for (predictor, corrector), kind in product(((2, 2), (3, 4)), ("data", "noise")):
+    for (predictor, corrector), kind, (end, lower) in product(
+        ((2, 2), (3, 4)), ("data", "noise"), ends.items()
+    ):
         yield (
-            f"SASolver P{predictor}C{corrector} {kind}",
+            f"SASolver P{predictor}C{corrector} {kind}{end}",
             "SASolverScheduler",
             {
                 "predictor_order": predictor,
                 "corrector_order": corrector,
                 "algorithm_type": f"{kind}_prediction",
+                "lower_order_final": lower,
             },
         )
