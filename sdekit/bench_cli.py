@@ -22,7 +22,8 @@ from .bench.experiment import (
     quick,
     read_experiment,
 )
-from .bench.laboratory import run_experiment
+from .bench.export import FORMATS, export
+from .bench.laboratory import collect, run_experiment
 from .bench.measurements import Measurement, Results, method_label
 from .bench.results_file import read_results, write_results
 from .bench.store import Store
@@ -32,7 +33,6 @@ from .workers import Workers, torchrun
 
 _EXPERIMENTS = Path(__file__).parent / "bench" / "experiments"
 _SHOWN = 30  # lines of a comparison
-_EXPORTS = ("csv", "parquet", "latex")
 
 # What is tried on a user's network: what has been the best of its kind somewhere, on the grids where.
 _FOR_MODELS = Experiment(
@@ -111,7 +111,7 @@ def bench(
         str, typer.Option(help="Part of the experiment, as in 3/16: for the jobs of an array.")
     ] = "",
     formats: Annotated[
-        str, typer.Option("--export", help=f"Tables as files, too: {', '.join(_EXPORTS)}.")
+        str, typer.Option("--export", help=f"Tables as files, too: {', '.join(FORMATS)}.")
     ] = "",
     out: Annotated[Path, typer.Option(help="Folder of the results.", file_okay=False)] = Path(
         "results/bench"
@@ -157,10 +157,10 @@ def bench(
         )
         if few:
             experiment = quick(experiment, at)
-        unknown = set(words(formats)) - set(_EXPORTS)
+        unknown = set(words(formats)) - set(FORMATS)
         if unknown:
             raise ValueError(
-                f"--export takes {', '.join(_EXPORTS)}; got {', '.join(sorted(unknown))}"
+                f"--export takes {', '.join(FORMATS)}; got {', '.join(sorted(unknown))}"
             )
         if at is not None and at not in experiment.budgets:
             raise ValueError(f"--at {at} is not among the budgets of --nfe")
@@ -184,14 +184,13 @@ def _run(experiment: Experiment, out: Path, jobs: int, shard: str) -> Results:
         team.wait()
         if team.rank > 0:
             raise typer.Exit
-        return run_experiment(experiment, out) if team.world > 1 else results
+        return collect(experiment, out) if team.world > 1 else results
 
 
 def _report(
     results: Results, out: Path, formats: Iterable[str], at: int | None, target: float | None
 ) -> None:
     # Not above: matplotlib takes longer to import than most commands run.
-    from .bench.export import export
     from .bench.html import write_html
     from .bench.pictures import answer_picture, write_pictures
     from .bench.tables import print_results
@@ -249,7 +248,7 @@ def _changes(found: Comparison) -> Table:
         effort = f"{setting.budget}" if setting.rtol is None else f"rtol {setting.rtol:.0e}"
         table.add_row(
             setting.problem,
-            method_label(setting),
+            method_label(setting.method, setting.grid),
             effort,
             f"{setting.seed}",
             change.metric,

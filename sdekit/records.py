@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,22 @@ def _one_entry_a_line(record: dict[str, Any]) -> str:
             text = "[\n" + ",\n".join(entries) + "\n]"
         parts.append(f"{json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}"
+
+
+def plain_text(value: object) -> str:
+    """Return text as it is, and other plain data as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def flat(record: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, str]:
+    """Return what is in mappings of mappings as text, by the names on the way to it."""
+    found: dict[str, str] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, separator, f"{prefix}{name}{separator}")
+        else:
+            found[f"{prefix}{name}"] = plain_text(value)
+    return found
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

@@ -17,10 +17,8 @@ from .bench.suites.cells import CellStore
 from .bench.suites.files import write_sdes, write_suite, write_tolerances
 from .bench.suites.sde import EXACT, SdeCell, SdeConfig, run_sdes
 from .bench.suites.sde import QUICK as QUICK_SDES
-from .bench.suites.sde_plots import write_sde_plots
 from .bench.suites.sde_report import print_sde_report
 from .bench.suites.suite import HEATS, SuiteConfig, SuiteStore, run_suite
-from .bench.suites.suite_plots import write_suite_plots
 from .bench.suites.suite_report import print_suite_report
 from .bench.suites.tolerance import QUICK as QUICK_TOLERANCES
 from .bench.suites.tolerance import ToleranceCell, ToleranceConfig, run_tolerances
@@ -134,6 +132,8 @@ def _tolerances(
 
 def _sdes(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bool) -> None:
     """Run what is missing of the suite of stochastic methods and report on all of it."""
+    from .bench.suites.sde_plots import write_sde_plots  # not above: matplotlib takes its time
+
     config = QUICK_SDES if quick else SdeConfig()
     try:
         config = replace(
@@ -157,6 +157,8 @@ def _sdes(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: boo
 
 def _suite(quick: bool, out: Path, problems: str, nfe: str, seed: int, peers: bool) -> None:
     """Run what is missing of the suite of deterministic methods and report on all of it."""
+    from .bench.suites.suite_plots import write_suite_plots  # as above
+
     config = SuiteConfig(seed=seed, peers=peers)
     if quick:
         config = replace(config, budgets=HEATS, samples=8)

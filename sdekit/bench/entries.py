@@ -156,7 +156,7 @@ class Own:
     @property
     def deterministic(self) -> bool:
         """Whether it solves the probability flow without noise."""
-        return self.solver.scheme.solves == "flow" and not self.solver.scheme.stochastic
+        return self.solver.deterministic
 
     @property
     def own_flow(self) -> Solver | None:
@@ -199,7 +199,7 @@ class Own:
                 sigmas = solver.grid(steps, *ends, problem.process)
             scale = problem.scale(sigmas)
             options: dict[str, Any] = {"trajectory": path}
-            if self.solver.scheme.stochastic or self.solver.scheme.solves == "sde":
+            if not self.deterministic:
                 options["seed"] = setting.seed + 1  # a start of the same seed is not the noise
             if setting.rtol is not None:
                 options = {**options, "rtol": setting.rtol, "max_nfe": MAX_NFE}
@@ -223,8 +223,26 @@ class Own:
         )
 
 
+class _OfAnother:
+    """What the methods of other packages have in common."""
+
+    peer: Peer | OdePeer
+    own_flow: Solver | None = None
+    variant = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the peer."""
+        return self.peer.name
+
+    @property
+    def package(self) -> str:
+        """Name of its package."""
+        return self.peer.package
+
+
 @dataclass(frozen=True)
-class FromPeer:
+class FromPeer(_OfAnother):
     """A sampler of another package on a grid that it ships, or on one of sdekit's.
 
     Attributes:
@@ -236,18 +254,6 @@ class FromPeer:
     grid: str
     fixed: bool = True
     adaptive: bool = False
-    own_flow: Solver | None = None
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the peer."""
-        return self.peer.name
-
-    @property
-    def package(self) -> str:
-        """Name of its package."""
-        return self.peer.package
 
     @property
     def deterministic(self) -> bool:
@@ -296,7 +302,7 @@ class FromPeer:
 
 
 @dataclass(frozen=True)
-class FromOdePeer:
+class FromOdePeer(_OfAnother):
     """An adaptive solver of another package; all samples are one system to it.
 
     Attributes:
@@ -308,18 +314,6 @@ class FromOdePeer:
     fixed: bool = False
     adaptive: bool = True
     deterministic: bool = True
-    own_flow: Solver | None = None
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the peer."""
-        return self.peer.name
-
-    @property
-    def package(self) -> str:
-        """Name of its package."""
-        return self.peer.package
 
     def run(self, problem: Problem, setting: Setting, *, path: bool = False) -> Run:
         """Solve; see `Entry.run`.

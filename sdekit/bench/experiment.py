@@ -145,9 +145,10 @@ class Experiment:
     def plan(self) -> Iterator[Task]:
         """Go through all that is to be measured, problem by problem, each setting once."""
         seen: set[str] = set()
+        entries = self.entries
         for problem in self.problems:
             for seed in self.seeds:
-                for entry in self.entries:
+                for entry in entries:
                     for task in self._tasks(problem, entry, seed):
                         if task.setting.digest not in seen:
                             seen.add(task.setting.digest)
@@ -159,10 +160,10 @@ class Experiment:
             efforts += [(budget, None) for budget in sorted(set(self.budgets))]
         if entry.adaptive:
             efforts += [(None, rtol) for rtol in sorted(set(self.rtols), reverse=True)]
+        variant = self._variant(problem, entry)
         for budget, rtol in efforts:
             for samples, metrics in self._sizes(problem, entry, fixed=rtol is None).items():
                 grid = entry.grid if rtol is None else ADAPTIVE
-                variant = self._variant(problem, entry)
                 setting = Setting(problem, entry.name, grid, budget, rtol, samples, seed, variant)
                 yield Task(setting, entry, metrics)
 
@@ -178,20 +179,21 @@ class Experiment:
         for name in self.metrics:
             kind = METRICS[name].kind
             if kind == LAW:
-                samples, possible = self.law_samples, has_law
+                possible = has_law
             elif kind == LIKELIHOOD:
-                samples, possible = self.samples, has_law and entry.own_flow is not None
+                possible = has_law and entry.own_flow is not None
             else:
                 # Of a peer's states only the last are known, and of adaptive ones those of its steps.
                 along = entry.own_flow is not None and fixed
-                samples, possible = self.samples, entry.deterministic and (name != "path" or along)
+                possible = entry.deterministic and (name != "path" or along)
             if possible:
+                samples = self.samples_of(name)
                 sizes[samples] = (*sizes.get(samples, ()), name)
         return sizes
 
-    def plain(self) -> dict[str, Any]:
-        """Return the experiment as plain data, as in a TOML file."""
-        return asdict(self)
+    def samples_of(self, metric: str) -> int:
+        """Return the number of start states that a metric takes."""
+        return self.law_samples if METRICS[metric].kind == LAW else self.samples
 
 
 @dataclass(frozen=True)

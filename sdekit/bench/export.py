@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import unicodedata
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..records import flat
 from ..shards import write_whole
 from .legend import Panel, floor_of, label, metric_title, points_of, problem_title
 from .measurements import ADAPTIVE, Results
@@ -59,7 +58,7 @@ def to_frame(results: Results) -> pd.DataFrame:
         ImportError: If pandas is missing.
     """
     pandas = _pandas()
-    environments = {key: _flat(known) for key, known in results.environments.items()}
+    environments = {key: flat(known, ".") for key, known in results.environments.items()}
     # Every environment has every column, so that a table has the same ones whatever was run first.
     columns = sorted({name for known in environments.values() for name in known})
     rows = []
@@ -246,18 +245,6 @@ def _latex_letter(character: str) -> str:
     letter = name.removeprefix("greek small letter ").replace("lamda", "lambda")
     known = letter != name and letter.isalpha() and letter != "omicron"
     return f"$\\{letter}$" if known else f"({name})"
-
-
-def _flat(environment: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested plain data as text by dotted names."""
-    found = {}
-    for name, value in environment.items():
-        if isinstance(value, Mapping):
-            found.update(_flat(value, f"{prefix}{name}."))
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            found[f"{prefix}{name}"] = text
-    return found
 
 
 def _pandas() -> Any:  # noqa: ANN401

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from jinja2 import Environment
 from jinja2.utils import htmlsafe_json_dumps
 
+from ..records import flat, plain_text
 from .legend import Key, floor_of, label, points_of, ranking
 from .measurements import ADAPTIVE, Results
 from .metrics import METRICS
@@ -44,8 +44,8 @@ def write_html(results: Results, path: Path) -> None:
         data=htmlsafe_json_dumps(
             page_data(results), ensure_ascii=False, allow_nan=False, separators=(",", ":")
         ),
-        configuration=[(k, _plain(v)) for k, v in results.configuration.items()],
-        environments={k: dict(_leaves(v)) for k, v in results.environments.items()},
+        configuration=[(k, plain_text(v)) for k, v in results.configuration.items()],
+        environments={k: flat(v, ": ") for k, v in results.environments.items()},
         titles={name: METRICS[name].title if name in METRICS else name for name in results.metrics},
         packages=Counter(m.package for m in results.measurements),
         library=library,
@@ -175,18 +175,5 @@ def _prominent(ranks: Mapping[str, Mapping[str, list[Key]]], keys: list[Key]) ->
     return sorted(keys, key=lambda key: -often[key])
 
 
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Go through what is in mappings of mappings, with the way to it."""
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _leaves(inner, f"{path}{key}: ")
-        else:
-            yield f"{path}{key}", _plain(inner)
-
-
 def _sentence(environment: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k.rpartition(': ')[2]} {v}" for k, v in _leaves(environment))
+    return ", ".join(f"{k.rpartition(': ')[2]} {v}" for k, v in flat(environment, ": ").items())

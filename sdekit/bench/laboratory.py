@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 
 from ..cli_models import PROCESSES, load_model, said
 from ..denoisers import known_sigma_data, layers
-from ..distributions import GaussianMixture
 from ..processes import EDM
 from ..workers import Workers
 from .densities import likelihood_error
@@ -24,8 +23,8 @@ from .experiment import Experiment, Task, UserModel
 from .measurements import Measurement, ProblemCard, Results, key_of
 from .metrics import DENSE_TOLERANCE, LAW, LIKELIHOOD, METRICS, PATH, PathJudge, dense_reference
 from .problems import REFERENCE_TOLERANCE, SIGMA_MAX, SIGMA_MIN, Problem, make_problem
-from .store import Store, Writer, write_environment
-from .weak import Judge
+from .store import Store, Writer
+from .weak import Judge, law_metrics_known
 
 _DATA_SEED = 9000  # the data whose densities are asked for are other samples than those solved for
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -70,7 +69,7 @@ def run_experiment(
         if (m := known.get(task.setting.digest)) is None or set(task.metrics) - set(m.metrics)
     ]
     with Writer(store, f"{workers.rank}-of-{workers.world}") as writer:
-        environment = write_environment(store, [task.entry.package for task in tasks])
+        environment = store.add_environment([task.entry.package for task in tasks])
         measured = _measure_all(tasks, experiment, folder, jobs, run)
         for measurement in tqdm(measured, total=len(tasks), disable=not progress, desc="bench"):
             writer.add(replace(measurement, environment=environment))
@@ -91,7 +90,7 @@ def collect(experiment: Experiment, folder: Path) -> Results:
     used = dict.fromkeys(m.environment for m in found.values())
     return Results(
         title=experiment.title,
-        configuration=experiment.plain(),
+        configuration=asdict(experiment),
         problems=_cards(experiment, store),
         measurements=tuple(found.values()),
         environments={key: environments[key] for key in used if key in environments},
@@ -196,10 +195,7 @@ def _of_kind(metrics: Iterable[str], kind: str) -> tuple[str, ...]:
 
 def _at_size(experiment: Experiment, samples: int) -> frozenset[str]:
     """Return the metrics that are measured of so many samples."""
-    sizes = {True: experiment.law_samples, False: experiment.samples}
-    return frozenset(
-        name for name in experiment.metrics if sizes[METRICS[name].kind == LAW] == samples
-    )
+    return frozenset(m for m in experiment.metrics if experiment.samples_of(m) == samples)
 
 
 def _card_key(experiment: Experiment, name: str, samples: int, seed: int) -> str:
@@ -246,7 +242,7 @@ def _prepare_anew(
             along, floors["path"] = dense.states, dense.floor
         path = PathJudge(reference.x, states=along, sigma_data=sigma_data)
     wanted = _of_kind(metrics, LAW)
-    if wanted and isinstance(problem.law, GaussianMixture):
+    if wanted and law_metrics_known(problem.law):
         law = Judge(problem.law, problem.sigma_min)
         floors |= law.floors(samples, wanted)
     card = ProblemCard(
@@ -316,7 +312,7 @@ def _try(problem: Problem) -> None:
         denoised = problem.denoiser(x, level)
     except Exception as error:  # the model is not ours: it may raise anything
         raise ValueError(
-            f"the denoiser of {problem.title} does not take samples {tuple(x.shape)} of {x.dtype}: "
+            f"the denoiser of {problem.title} does not take samples {tuple(x.shape)} of {x.dtype} "
             f"and noise levels () and (B,): {said(error)}; shape and dtype say what it is given"
         ) from error
     if not isinstance(denoised, torch.Tensor) or denoised.shape != x.shape:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..solvers.registry import grid_name, methods
-from .measurements import ADAPTIVE, Results, Setting, curves, method_label
+from .measurements import ADAPTIVE, Results, curves, method_label
 from .metrics import METRICS
 from .repetitions import Point, repeated
 
@@ -40,7 +40,7 @@ def label(key: Key) -> str:
     method, grid = key
     known = method in methods() and methods()[method].fixed
     default = grid_name(methods()[method].solver.grid) if known else None
-    return method_label(Setting("", method, grid, None, None, 0, 0), default)
+    return method_label(method, grid, default)
 
 
 def coordinates_of(method: str) -> str:

@@ -135,11 +135,11 @@ class Results:
         return replace(self, measurements=tuple(m for m in self.measurements if keep(m)))
 
 
-def method_label(setting: Setting, default_grid: str | None = None) -> str:
+def method_label(method: str, grid: str, default_grid: str | None = None) -> str:
     """Name of a method in tables and pictures: with its grid, unless that is its default."""
-    if setting.grid in (ADAPTIVE, default_grid):
-        return f"{setting.method} adaptive" if setting.grid == ADAPTIVE else setting.method
-    return f"{setting.method} @ {setting.grid}"
+    if grid == ADAPTIVE:
+        return f"{method} adaptive"
+    return method if grid == default_grid else f"{method} @ {grid}"
 
 
 def curves(

@@ -91,6 +91,16 @@ class Store:
         """Return versions and hardware by key."""
         return {path.stem: _read(path) for path in self._files("environments", "json")}
 
+    def add_environment(self, packages: Sequence[str]) -> str:
+        """Keep versions and hardware of this process; return their key."""
+        found = provenance(tuple(dict.fromkeys((*_CORE, *sorted(packages)))))
+        plain = {name: found[name] for name in ("versions", "hardware")}
+        key = key_of(plain)
+        path = self._path("environments", f"{key}.json")
+        if not path.exists():
+            write_whole(path, (json.dumps(plain, indent=1) + "\n").encode())
+        return key
+
     def cards(self) -> dict[str, ProblemCard]:
         """Return what is known of the problems by key: of each, for a number of samples and a seed."""
         cards = {path.stem: _read(path) for path in self._files("problems", "json")}
@@ -243,17 +253,6 @@ class Writer:
         self._cells.close()
         self._times.close()
         self._lock.release()
-
-
-def write_environment(store: Store, packages: Sequence[str]) -> str:
-    """Keep versions and hardware of this process in a store; return their key."""
-    found = provenance(tuple(dict.fromkeys((*_CORE, *sorted(packages)))))
-    plain = {name: found[name] for name in ("versions", "hardware")}
-    key = key_of(plain)
-    path = store._path("environments", f"{key}.json")
-    if not path.exists():
-        write_whole(path, (json.dumps(plain, indent=1) + "\n").encode())
-    return key
 
 
 def _read(path: Path) -> dict[str, Any]:

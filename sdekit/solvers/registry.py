@@ -28,6 +28,11 @@ class Solver:
     coordinates: Coordinates
     grid: Grid
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether it solves the probability flow, and so can be compared path by path."""
+        return self.scheme.solves == "flow" and not self.scheme.stochastic
+
 
 @dataclass(frozen=True)
 class Method:
@@ -70,7 +75,7 @@ class Method:
     @property
     def deterministic(self) -> bool:
         """Whether it solves the probability flow, and so can be compared path by path."""
-        return self.solver.scheme.solves == "flow" and not self.solver.scheme.stochastic
+        return self.solver.deterministic
 
     @property
     def fixed(self) -> bool:

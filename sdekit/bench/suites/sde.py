@@ -26,7 +26,15 @@ from ...solution import SolveError
 from ...solvers.registry import Solver, grid_name, methods
 from ..peers import SDE_PEERS, Peer
 from ..peers.peer import seeded
-from ..problems import PROCESS, SIGMA_MAX, SIGMA_MIN, SUITES, check_problem_name, make_problem
+from ..problems import (
+    PROCESS,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    SUITES,
+    check_problem_name,
+    known_law,
+    make_problem,
+)
 from ..weak import BatchDenoiser, Judge
 from .cells import CellStore
 from .ratios import OURS, PEER
@@ -85,7 +93,7 @@ class SdeConfig:
     def __post_init__(self) -> None:
         for name in self.problems:
             check_problem_name(name)
-            if not isinstance(make_problem(name, samples=1).denoiser, GaussianMixture):
+            if not known_law(name):
                 raise ValueError(
                     f"the law of {name!r} is not a mixture, whose quantiles are known; the suite takes "
                     f"{', '.join(SUITES['sde'])}, and other mixtures"

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..problems import PROBLEMS
+from ..repetitions import geometric_mean
 from .ratios import OURS, PEER
 from .sde import CHOSEN, EXACT, SHARE, SdeCell
-from .tolerance_ratios import geometric_mean
 
 DEFAULT, HALF = CHOSEN[0], CHOSEN[-1]  # the latter has half the noise
 METRICS = {

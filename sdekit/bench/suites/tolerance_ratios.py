@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...inputs import default_method
 from ..problems import PROBLEMS
 from ..recommend import nfe_to_reach
+from ..repetitions import geometric_mean
 from .ratios import OURS, PEER
 from .tolerance import ToleranceCell, targets
 
@@ -180,8 +181,3 @@ class Costs:
             ratios = tuple(None if error is None else error / rtol for error, rtol in pairs)
             rows.append(Proportion(problem, ratios))
         return rows
-
-
-def geometric_mean(values: Sequence[float]) -> float | None:
-    """Return the geometric mean; none of nothing."""
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
