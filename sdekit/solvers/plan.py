@@ -14,7 +14,7 @@ Weights: TypeAlias = Mapping[int, float | Array]
 
 
 class Line(NamedTuple):
-    """One update ``u_target = u_base + Σ_e weights[e] N_e + Σ_k noise[k] ξ_k`` of a step.
+    """One update ``u_target = keep u_base + Σ_e weights[e] N_e + Σ_k noise[k] ξ_k`` of a step.
 
     Attributes:
         base: Point of the accepted state.
@@ -24,6 +24,7 @@ class Line(NamedTuple):
         accept: Whether the result becomes the accepted state; else it is a trial.
         evaluate: Whether the slope at the result is evaluated next.
         noise: Weights of draws of noise, by their place among those of the plan.
+        keep: Factor of the accepted state; one number, or one per direction.
     """
 
     base: int
@@ -32,6 +33,7 @@ class Line(NamedTuple):
     accept: bool
     evaluate: bool
     noise: Weights = MappingProxyType({})
+    keep: float | Array = 1.0
 
 
 class Draw(NamedTuple):

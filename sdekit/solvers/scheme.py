@@ -35,6 +35,7 @@ class Scheme(ABC):
         fixed: Whether it can step through a given grid.
         affine_only: Whether it needs an affine process.
         unscaled: Whether the state it carries is the unscaled ``x̂``, not ``u``.
+        event_shape: Shape of the samples that it is made for, if for one only.
     """
 
     order: int | None = None
@@ -47,6 +48,7 @@ class Scheme(ABC):
     fixed: bool = True
     affine_only: bool = False
     unscaled: bool = False
+    event_shape: tuple[int, ...] | None = None
 
     @property
     def interior_order(self) -> int | None:

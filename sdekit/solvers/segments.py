@@ -93,7 +93,7 @@ def compiled(
         evaluated = start
         for i, line in enumerate(lines):
             h = form.h[line.target]
-            keep = h / form.h[line.base]
+            keep = line.keep * h / form.h[line.base]
             weights = {
                 e: h * w * form.slope[e] for e, w in line.weights.items() if np.count_nonzero(w)
             }

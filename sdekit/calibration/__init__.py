@@ -1,0 +1,1 @@
+"""What solvers are fitted with: teachers, fits, baselines."""

@@ -1,0 +1,164 @@
+"""Multistep schemes whose coefficients were fitted to a model, for one grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..coordinates import Coordinates, Points
+from .linear import Draw, Line, LinearScheme, Plan
+from .noisy import NoisyScheme
+from .scheme import Array
+from .view import AffineView
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What a calibrated solver is made of, in coordinates ``(u, θ)``, ``du/dθ = N``.
+
+    Step ``i`` is ``u_{i+1} = a_i u_i + Σ_{j ≤ i} b_ij N_j``, with ``N_j`` evaluated at ``u_j`` by a
+    network that is told the noise level ``told[j]``.
+
+    Attributes:
+        sigmas: Noise levels of the grid, decreasing, ``(n + 1,)``.
+        told: What the network is told to be the levels of the first ``n``, ``(n,)``.
+        keep: ``a_i``, ``(n,)``.
+        weights: ``b_ij``, arrays ``(i + 1,)``, or ``(i + 1, d)`` with one for each direction.
+        noise: Standard deviation of the noise that a step adds to ``u``, ``(n,)`` or ``(n, d)``; ``None``
+            for a solver of the flow.
+
+    Raises:
+        ValueError: If the sizes disagree, a number is not finite, or the levels do not decrease.
+    """
+
+    sigmas: Array
+    told: Array
+    keep: Array
+    weights: tuple[Array, ...]
+    noise: Array | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sigmas", "told", "keep"):
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype=np.float64))
+        weights = tuple(np.array(row, dtype=np.float64) for row in self.weights)
+        object.__setattr__(self, "weights", weights)
+        n = len(self.weights)
+        sizes = (self.sigmas.shape, self.told.shape, self.keep.shape)
+        if n < 1 or sizes != ((n + 1,), (n,), (n,)):
+            raise ValueError(
+                f"sigmas, told and keep have shapes {sizes}; {n} rows of weights need "
+                f"{((n + 1,), (n,), (n,))}"
+            )
+        if any(row.ndim not in (1, 2) or len(row) != i + 1 for i, row in enumerate(weights)):
+            raise ValueError("row i of weights must have i + 1 entries, or i + 1 rows of d")
+        if self.noise is not None:
+            object.__setattr__(self, "noise", np.array(self.noise, dtype=np.float64))
+            if len(self.noise) != n or not (self.noise >= 0).all():
+                raise ValueError(
+                    f"noise must be {n} standard deviations, or rows of them, from 0 on"
+                )
+        numbers = [self.sigmas, self.told, self.keep, *weights]
+        if not all(np.isfinite(v).all() for v in numbers):
+            raise ValueError("every coefficient must be finite")
+        if not (np.diff(self.sigmas) < 0).all() or not min(self.sigmas[-1], *self.told) > 0:
+            raise ValueError("sigmas must decrease strictly and end above 0, told must be positive")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.weights)
+
+
+class Calibrated(LinearScheme):
+    """``u_{i+1} = a_i u_i + Σ_{j ≤ i} b_ij N_j`` with given coefficients, on their own grid.
+
+    One evaluation per step, all slopes of the past in every step. It has no order: it is made for one
+    number of steps.
+
+    Args:
+        coefficients: The coefficients.
+        event_shape: Shape of the samples they were fitted to.
+    """
+
+    affine_only = True
+
+    def __init__(self, coefficients: Coefficients, event_shape: tuple[int, ...]) -> None:
+        self.coefficients, self.event_shape = coefficients, event_shape
+
+    def plan(self, coordinates: Coordinates, grid: Points) -> Plan:
+        """Write down the steps.
+
+        Raises:
+            ValueError: If the grid is not that of the coefficients.
+        """
+        return _plan(self.coefficients, coordinates, grid)
+
+
+class CalibratedNoise(NoisyScheme):
+    """The same for the reverse SDE of ``η = 1``, with noise of given size after every step.
+
+    Args:
+        coefficients: The coefficients, with noise.
+        event_shape: Shape of the samples they were fitted to.
+    """
+
+    def __init__(self, coefficients: Coefficients, event_shape: tuple[int, ...]) -> None:
+        assert coefficients.noise is not None
+        self.coefficients, self.event_shape = coefficients, event_shape
+
+    def noisy_plan(self, coordinates: Coordinates, grid: Points, view: AffineView) -> Plan:
+        """Write down the steps.
+
+        Raises:
+            ValueError: If the grid is not that of the coefficients, or the problem has another ``η``
+                than 1.
+        """
+        if view.problem.eta != 1:
+            raise ValueError(
+                f"eta = {view.problem.eta:g}, but the solver was calibrated for the reverse SDE of eta "
+                "= 1"
+            )
+        return _plan(self.coefficients, coordinates, grid)
+
+
+def _plan(own: Coefficients, coordinates: Coordinates, grid: Points) -> Plan:
+    check_levels(grid.sigma, own.sigmas)
+    # Slopes belong to the level that the network is told; states to that of the grid.
+    told = coordinates.at(own.told)
+    points = Points(*(np.concatenate(pair) for pair in zip(grid, told, strict=True)))
+    offset = own.steps + 1
+    steps: list[tuple[int, list[Line]]] = []
+    draws = []
+    variance = own.sigmas**2
+    for n, weights in enumerate(own.weights):
+        line = Line(
+            n,
+            n + 1,
+            {offset + j: weight for j, weight in enumerate(weights)},
+            accept=True,
+            evaluate=False,
+            keep=float(own.keep[n]),
+        )
+        if own.noise is not None:  # the increment over Δσ² has that variance
+            line = line._replace(noise={n: own.noise[n] / np.sqrt(variance[n] - variance[n + 1])})
+            draws.append(Draw("increment", float(variance[n + 1]), float(variance[n])))
+        steps.append((offset + n, [line]))
+    return Plan(points, steps, draws)
+
+
+def check_levels(given: Array, own: Array) -> None:
+    """Refuse a grid that is not the one which coefficients were fitted for."""
+    if given.shape != own.shape:
+        raise ValueError(
+            f"the solver was calibrated for {len(own) - 1} steps from sigma = {own[0]:g} to "
+            f"{own[-1]:g}, and {len(given) - 1} are asked for; give steps={len(own) - 1} (one more "
+            "with an ending at sigma = 0), or calibrate again"
+        )
+    if not np.allclose(given, own, rtol=1e-6, atol=0):
+        first = int(np.argmax(~np.isclose(given, own, rtol=1e-6, atol=0)))
+        raise ValueError(
+            f"the solver was calibrated for its own noise levels, {own[first]:g} at step {first}, "
+            f"where {given[first]:g} is asked for; leave the grid to the solver, or give "
+            "sigmas=solver.sigmas"
+        )
