@@ -13,6 +13,8 @@ from .adapters import (
 )
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise, NoiseSource, TorchsdeNoise
+from .calibrate import calibrate
+from .calibrated import CalibratedSolver, CalibrationReport, load_solver
 from .chains import Chain, langevin, ncsn_epsilon, ncsn_levels
 from .clock import Clock
 from .coordinates import Coordinates, Interpolated, LogData, LogNoise, Native, Noise, Velocity
@@ -78,6 +80,8 @@ __all__ = [
     "AnnealedLangevin",
     "BayesianAdams",
     "BrownianPath",
+    "CalibratedSolver",
+    "CalibrationReport",
     "Chain",
     "Churn",
     "ClassifierFree",
@@ -161,6 +165,7 @@ __all__ = [
     "VariableAdams",
     "Velocity",
     "Whitened",
+    "calibrate",
     "cfg_plus_plus",
     "distributions",
     "encode",
@@ -176,6 +181,7 @@ __all__ = [
     "langevin",
     "levels",
     "load_digits_denoiser",
+    "load_solver",
     "load_weights",
     "log_likelihood",
     "losses",

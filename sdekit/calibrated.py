@@ -105,8 +105,8 @@ class CalibratedGrid:
         if n == len(own) - 1 and not np.allclose([sigma_max, sigma_min], own[[0, -1]], rtol=1e-6):
             raise ValueError(
                 f"the solver was calibrated from sigma = {own[0]:g} to {own[-1]:g}, and {sigma_max:g} "
-                f"to {sigma_min:g} is asked for; leave steps= out, and the solver takes its own levels, "
-                "or calibrate again with sigma_max= and sigma_min="
+                f"to {sigma_min:g} is asked for; leave steps= out, and the solver takes its own "
+                "levels, or calibrate again with sigma_max= and sigma_min="
             )
         check_levels(np.broadcast_to(own[0], n + 1) if n != len(own) - 1 else own, own)
         return own

@@ -97,7 +97,7 @@ class Pilot:
         solver = named_solver(method)
         coordinates = solver.coordinates.bind(_process(self.problem), self.sigma_data)
         solver = replace(solver, coordinates=coordinates)
-        grids = self._candidates(n)
+        grids = self.candidates(n)
         best = grids[int(np.argmin([self._error(solver, grid, n) for grid in grids]))]
         spent = self._accurate.nfe + len(grids) * n * solver.scheme.nfe_per_step
         return replace(best, nfe=self.nfe + spent)
@@ -115,7 +115,8 @@ class Pilot:
             sigma_data=self.sigma_data,
         )
 
-    def _candidates(self, n: int) -> list[FittedGrid]:
+    def candidates(self, n: int) -> list[FittedGrid]:
+        """Return the grids of ``n`` steps that `best` judges."""
         levels, _ = self._tables[_CANDIDATES[0][0]]
         high, low = levels[0], levels[-1]
         balanced = balanced_share(levels, n, high, low, sigma_data=self.sigma_data)

@@ -57,6 +57,7 @@ class Pilots:
         validation: Samples that choose among candidates.
         test: Samples that have no say.
         nfe: Network evaluations of the teacher per sample.
+        spent: How many calls of a denoiser `denoise` has made, times samples.
     """
 
     parts: tuple[Part, ...]
@@ -68,6 +69,7 @@ class Pilots:
     validation: Rows = field(repr=False)
     test: Rows = field(repr=False)
     nfe: float
+    spent: list[int] = field(default_factory=lambda: [0], repr=False)
 
     @property
     def process(self) -> AffineSDE:
@@ -95,22 +97,29 @@ class Pilots:
         return all(kind == torch.float64 for kind in kinds)
 
     def denoise(self, x_hat: Tensor, sigma: float, rows: Rows) -> Tensor:
-        """Call the denoisers at flattened states of some samples, ``(…, len(rows), d)``."""
-        *copies, _, d = x_hat.shape
-        out = torch.empty_like(x_hat)
+        """Call the denoisers at flattened states of some samples, ``(…, len(rows), d)``.
+
+        No call has more samples than the pilots of its problem.
+        """
+        many = x_hat.reshape(-1, len(rows), x_hat.shape[-1])
+        out = torch.empty_like(many)
         first = 0
         for part in self.parts:
             mine = np.flatnonzero((first <= rows) & (rows < first + len(part.start)))
-            if len(mine):
+            together = max(1, len(part.start) // max(1, len(mine)))
+            for k in range(0, len(many), together) if len(mine) else ():
                 index = torch.as_tensor(mine, device=x_hat.device)
-                own = np.tile(rows[mine] - first, math.prod(copies))
-                states = x_hat.index_select(-2, index).reshape(-1, *self.event_shape)
-                level = torch.as_tensor(sigma, dtype=states.dtype, device=states.device)
-                denoised = model_of(part.problem.model, own)(states, level)
-                denoised = check_output(denoised, states, "denoiser")
-                out.index_copy_(-2, index, denoised.reshape(*copies, len(mine), d))
+                states = many[k : k + together].index_select(1, index)
+                own = np.tile(rows[mine] - first, len(states))
+                denoised = self._call(part, states.reshape(-1, *self.event_shape), sigma, own)
+                out[k : k + together].index_copy_(1, index, denoised.reshape(states.shape))
             first += len(part.start)
-        return out
+        self.spent[0] += len(many) * len(rows)
+        return out.reshape(x_hat.shape)
+
+    def _call(self, part: Part, states: Tensor, sigma: float, rows: Rows) -> Tensor:
+        level = torch.as_tensor(sigma, dtype=states.dtype, device=states.device)
+        return check_output(model_of(part.problem.model, rows)(states, level), states, "denoiser")
 
     def at(self, sigma: float, rows: Rows) -> Tensor:
         """Return the teacher's states of some samples at a level, ``(len(rows), d)``.
@@ -192,7 +201,8 @@ def run_pilots(
     event_shape = tuple(starts[0].shape[1:])
     count, d = sum(map(len, starts)), math.prod(event_shape)
     points = min(_LEVELS, max(_FEWEST, _BYTES // (8 * count * d)))
-    phi = np.linspace(*phi_of(np.array([sigma_max, sigma_min]), sigma_data), points)
+    high, low = phi_of(np.array([sigma_max, sigma_min]), sigma_data).tolist()
+    phi = np.linspace(high, low, points)
     levels = with_ends(sigma_data * np.tan(phi) ** 2, sigma_max, sigma_min)
     fit, validation, tested = _split([len(start) for start in starts], test)
     blank = torch.empty(0, device=starts[0].device, dtype=torch.float64)

@@ -9,7 +9,7 @@ network need not be differentiable.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +23,13 @@ from ..solvers.multistep import Multistep
 from .pilots import Array, Metric, Rows
 from .student import Run, Student, in_one_formula
 
-_ROUNDS = 12  # of Gauss and Newton, at most
-_PATIENCE = 3  # rounds without progress on the validation samples
+_ROUNDS = 15  # of Gauss and Newton, at most
+_PATIENCE = 4  # rounds without progress on the validation samples
 _FIRST_DAMPING, _LESS, _MORE, _TRIALS = 1e-3, 0.25, 5.0, 5
+_BYTES = 2**29  # of derivatives, and of solves that are kept at a time
 _EQUATIONS = 8  # residuals per unknown, at least
-_FAR = 4.0  # in medians of the error of a sample
+_FAR, _CAP = 4.0, 10.0  # in medians of the error of a sample
+_ENOUGH = 0.995  # of the loss before a round: little is left to gain
 _FARTHEST = 0.45  # of the distance to the neighbouring level that a level moves in a round
 
 
@@ -45,19 +47,30 @@ class _Column(NamedTuple):
     change: Array | None = None
 
 
+class Judged(NamedTuple):
+    """Final errors of some samples.
+
+    Attributes:
+        typical: Root mean square, where no sample counts for more than ten times the median: a few that
+            end in another mode of the data would else hide all that there is to know of the others.
+        rms: Root mean square.
+    """
+
+    typical: float
+    rms: float
+
+
 @dataclass(frozen=True)
 class Refined:
     """What refinement found.
 
     Attributes:
         coefficients: The best coefficients on the validation samples.
-        error: Their error there.
-        spent: Network evaluations, times samples.
+        judged: Their errors there.
     """
 
     coefficients: Coefficients
-    error: float
-    spent: int
+    judged: Judged
 
 
 @dataclass
@@ -68,7 +81,7 @@ class Refinement:
         student: Runs the solver.
         scheme: The textbook scheme: where a level moves, its weights move along.
         fit: Samples whose final error is minimised.
-        validation: Samples that stop it.
+        validation: Samples that choose among the rounds.
         budget: Network evaluations, times samples, that it may make.
         metric: Features whose error it is; of the state itself, if ``None``.
         progress: Whether to show a progress bar.
@@ -82,15 +95,19 @@ class Refinement:
     metric: Metric | None = None
     progress: bool = False
 
-    def __call__(self, start: Coefficients) -> Refined:
-        """Refine coefficients; return the best of all rounds."""
-        spent = 0
+    def __call__(self, start: Coefficients, ceiling: float = math.inf) -> Refined:
+        """Refine coefficients; return the best of all rounds.
+
+        Args:
+            start: The coefficients.
+            ceiling: Root mean square on the validation samples that the result may not exceed.
+        """
         own, damping = start, _FIRST_DAMPING
-        best = Refined(own, self.error(own, self.validation), 0)
+        best = Refined(own, self.judge(own, self.validation))
         most, rows = self._size(own.steps)
         if not most:
             return best
-        since = 0
+        since, left = 0, self.budget
         bar = tqdm(total=_ROUNDS, disable=not self.progress, desc="refining", delay=2, leave=False)
         for _ in range(_ROUNDS):
             columns, jacobian, rest = self._linearised(own, rows, most)
@@ -100,50 +117,45 @@ class Refinement:
             root = (
                 (limit / off.clamp(min=limit)).sqrt().repeat_interleave(rest.numel() // len(rows))
             )
-            jacobian, error = jacobian * root[:, None], self._robust(off, limit)
-            rest = rest * root
-            spent += self._cost(own.steps, most) * len(rows)
+            jacobian, rest, loss = jacobian * root[:, None], rest * root, _robust(off, limit)
             gradient, hessian = jacobian.mT @ rest, jacobian.mT @ jacobian
             scale = hessian.diagonal().clamp(min=1e-30)
             for _ in range(_TRIALS):
                 damped = hessian + torch.diag(damping * scale)
                 move = -torch.linalg.solve(damped, gradient)
                 trial = self._moved(own, columns, move.numpy(force=True))
-                found = math.inf if trial is None else self._robust(self._off(trial, rows), limit)
-                spent += own.steps * len(rows)
-                if found < error:
+                found = math.inf if trial is None else _robust(self.sizes(trial, rows), limit)
+                if found < loss:
                     break
                 damping *= _MORE
             else:
                 break
             assert trial is not None
             damping *= _LESS
-            own, gained, error = trial, found / error, found
-            judged = self.error(own, self.validation)
-            spent += own.steps * len(self.validation)
+            own, gained = trial, found / loss
+            judged = self.judge(own, self.validation)
             since += 1
-            if judged < best.error:
-                best, since = Refined(own, judged, spent), 0
+            if judged.typical < best.judged.typical and judged.rms <= ceiling:
+                best, since = Refined(own, judged), 0
             bar.update()
-            if since == _PATIENCE or gained > 0.995 or spent > self.budget:
+            left -= self._cost(own.steps, most) * len(rows)
+            if since == _PATIENCE or gained > _ENOUGH or left < 0:
                 break
         bar.close()
-        return replace(best, spent=spent)
+        return best
 
-    def _off(self, coefficients: Coefficients, rows: Rows) -> Tensor:
+    def judge(self, coefficients: Coefficients, rows: Rows) -> Judged:
+        """Return the final errors of some samples."""
+        off = self.sizes(coefficients, rows)
+        rms = float(off.square().sum().sqrt())
+        if not math.isfinite(rms):
+            return Judged(math.inf, math.inf)
+        return Judged(float(off.clamp(max=_CAP * off.median()).square().sum().sqrt()), rms)
+
+    def sizes(self, coefficients: Coefficients, rows: Rows) -> Tensor:
         """Return the size of the final error of each sample."""
         run = self.student.run(coefficients, rows)
         return self._rest(coefficients, run, rows).reshape(len(rows), -1).square().sum(1).sqrt()
-
-    @staticmethod
-    def _robust(off: Tensor, limit: float) -> float:
-        """Return Huber's loss: squares, but beyond a limit linear."""
-        loss = torch.where(off < limit, off.square(), limit * (2 * off - limit))
-        return float(loss.sum().sqrt())
-
-    def error(self, coefficients: Coefficients, rows: Rows) -> float:
-        """Return the root mean square of the final error of some samples."""
-        return float(self._off(coefficients, rows).square().sum().sqrt())
 
     def _rest(self, coefficients: Coefficients, run: Run, rows: Rows) -> Tensor:
         """Final errors ``(…, residuals)``, divided so that the sum of squares is their mean."""
@@ -179,11 +191,17 @@ class Refinement:
         d = math.prod(self.student.pilots.event_shape)
         for most in (steps + 1, 6, 4, 3, 2):
             afforded = self.budget // (6 * self._cost(steps, most))
-            rows = self.fit[: min(len(self.fit), afforded)]
             unknowns = sum(min(n + 2, most) for n in range(steps)) + 2 * steps
+            held = _BYTES // (8 * d * unknowns)
+            rows = self.fit[: min(len(self.fit), afforded, held)]
             if len(rows) * d >= _EQUATIONS * unknowns:
                 return most, rows
         return 0, self.fit[:0]
+
+    def _together(self, steps: int, rows: Rows) -> int:
+        """Return how many solves may be kept at a time."""
+        d = math.prod(self.student.pilots.event_shape)
+        return max(1, _BYTES // (8 * 2 * steps * len(rows) * d))
 
     def _linearised(
         self, own: Coefficients, rows: Rows, most: int
@@ -199,10 +217,11 @@ class Refinement:
         for n in range(own.steps):
             directions, changes = _directions(run, n, most)
             columns += [_Column("step", n, change) for change in changes]
-            moved = run.u[n + 1] + small * directions
-            begun = Run([*run.u[: n + 1], moved], run.slopes[: n + 1])
-            ended = student.run(own, rows, begun, tables=tables)
-            found += [*((self._rest(own, ended, rows) - rest) / small)]
+            # A few at a time, so that memory does not grow with their number.
+            for some in torch.split(directions, self._together(own.steps, rows)):
+                begun = Run([*run.u[: n + 1], run.u[n + 1] + small * some], run.slopes[: n + 1])
+                ended = student.run(own, rows, begun, tables=tables)
+                found += [*((self._rest(own, ended, rows) - rest) / small)]
         for kind in ("level", "told"):
             for n in range(1, own.steps):
                 column = _Column(kind, n)
@@ -241,6 +260,12 @@ class Refinement:
             )
             weights = [w + b - a for w, a, b in zip(weights, before, after, strict=True)]
         return Coefficients(sigmas, told, keep, tuple(weights))
+
+
+def _robust(off: Tensor, limit: float) -> float:
+    """Return the root of Huber's loss: squares, but beyond a limit linear."""
+    loss = torch.where(off < limit, off.square(), limit * (2 * off - limit))
+    return float(loss.sum().sqrt())
 
 
 def _directions(run: Run, n: int, most: int) -> tuple[Tensor, list[Array]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -147,7 +148,7 @@ def in_one_formula(
     """
     plan = scheme.plan(coordinates, coordinates.at(sigmas))
     rows: list[dict[int, Array]] = []
-    last: dict[int, Array] = {}
+    last: Mapping[int, float | Array] = {}
     for _, lines in plan.steps:
         total: dict[int, Array] = {}
         for line in lines:  # the correction of the state, if there is one, and the prediction
@@ -156,7 +157,7 @@ def in_one_formula(
         for point, weight in last.items() if len(lines) > 1 else ():
             total[point] = total.get(point, np.zeros(())) - weight
         rows.append(total)
-        last = dict(lines[-1].weights)
+        last = lines[-1].weights
     weights = tuple(
         np.stack(np.broadcast_arrays(*(row.get(j, np.zeros(())) for j in range(i + 1))))
         for i, row in enumerate(rows)

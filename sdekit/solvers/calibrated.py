@@ -25,8 +25,8 @@ class Coefficients:
         told: What the network is told to be the levels of the first ``n``, ``(n,)``.
         keep: ``a_i``, ``(n,)``.
         weights: ``b_ij``, arrays ``(i + 1,)``, or ``(i + 1, d)`` with one for each direction.
-        noise: Standard deviation of the noise that a step adds to ``u``, ``(n,)`` or ``(n, d)``; ``None``
-            for a solver of the flow.
+        noise: Standard deviation of the noise that a step adds to ``u``, ``(n,)`` or ``(n, d)``;
+            ``None`` for a solver of the flow.
 
     Raises:
         ValueError: If the sizes disagree, a number is not finite, or the levels do not decrease.
