@@ -188,6 +188,7 @@ class CalibratedSolver(Solver):
             "keep": own.keep.tolist(),
             "weights": [row.tolist() for row in own.weights],
             "noise": None if own.noise is None else own.noise.tolist(),
+            "stage": None if own.stage is None else own.stage.tolist(),
             "fingerprint": list(self.fingerprint),
             "report": asdict(self.report),
         }
@@ -199,8 +200,8 @@ def load_solver(path: str | Path) -> CalibratedSolver:
     """Read a solver that `CalibratedSolver.save` wrote.
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If the file is no such solver; the message names the file and what is wrong.
+        ValueError: If there is no such file, or it is no such solver; the message names the file and
+            what is wrong.
     """
     try:
         record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -212,12 +213,12 @@ def load_solver(path: str | Path) -> CalibratedSolver:
         return _solver(record)
     except KeyError as error:
         raise ValueError(f"{path} cannot be read as a calibrated solver: no {error}") from error
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a calibrated solver: {error}") from error
 
 
 def _solver(record: Mapping[str, Any]) -> CalibratedSolver:
-    names = ("sigmas", "told", "keep", "weights", "noise")
+    names = ("sigmas", "told", "keep", "weights", "noise", "stage")
     coefficients = Coefficients(**{name: record[name] for name in names})
     report = dict(record["report"])
     report["errors"] = {key: tuple(pair) for key, pair in report["errors"].items()}

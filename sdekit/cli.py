@@ -1,4 +1,4 @@
-"""The command line: ``sdekit sample``, ``sdekit list``, ``sdekit bench`` and ``sdekit verify``."""
+"""The command line: ``sdekit sample``, ``calibrate``, ``list``, ``bench`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from .bench_cli import bench_app
+from .calibrate_cli import calibrate
 from .sample_cli import sample
 from .solvers.registry import methods as registered
 from .terminal import console
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(sample)
+app.command()(calibrate)
 app.command()(verify)
 app.add_typer(bench_app, name="bench")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from .affine import AffineSDE
 from .denoisers import layers
 from .digits import load_digits_denoiser
 from .processes import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP
+from .solvers.registry import did_you_mean
 from .weights import load_weights
+from .workers import own_device
 
 PROCESSES: dict[str, Callable[[], AffineSDE]] = {
     "edm": EDM,
@@ -158,3 +160,41 @@ def _fill(denoiser: Callable[..., Tensor], weights: Path) -> None:
 def said(error: Exception) -> str:
     """Return what an error says, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device that is named on the command line.
+
+    Raises:
+        ValueError: If there is none, or it does not work.
+    """
+    try:
+        device = own_device(name)
+        torch.zeros(1, device=device).numpy(force=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(f"no device {name!r} here: {reason[0] if reason else error!r}") from None
+    return device
+
+
+def check_known(what: str, name: str, known: Collection[str]) -> None:
+    """Raise `ValueError` if a name is not among those that there are."""
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ValueError(f"unknown {what} {name!r}; {hint}there is {', '.join(known)}")
+
+
+def shape_of(found: NamedModel, given: list[int]) -> tuple[int, ...]:
+    """Return the shape of a sample, given or as the model says it.
+
+    Raises:
+        ValueError: If neither does.
+    """
+    if given:
+        return tuple(given)
+    if found.event_shape is None:
+        raise ValueError(
+            "the model does not say which shape its samples have (an attribute event_shape would); "
+            "give --shape, as in --shape 3,32,32"
+        )
+    return found.event_shape

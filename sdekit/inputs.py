@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise, NoiseSource
+from .calibrated import load_solver
 from .coordinates import Native
 from .denoisers import layers
 from .sde import ForwardSDE, Model, ProbabilityFlow, ReverseSDE
@@ -61,12 +62,14 @@ def check_state(x: Tensor) -> None:
 
 
 def named_solver(method: str | Solver) -> Solver:
-    """Resolve a method name; a composed solver is returned as it is.
+    """Resolve a method name, or the file of a calibrated solver; a solver is returned as it is.
 
     Raises:
         TypeError: If the method is neither a name nor a `Solver`.
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or the file is no calibrated solver.
     """
+    if isinstance(method, str) and method.endswith(".json"):
+        return load_solver(method)
     if isinstance(method, str):
         return methods()[method].solver
     if isinstance(method, Solver):

@@ -26,7 +26,7 @@ from .affine import AffineSDE
 from .brownian import IndependentNoise, read_seeds
 from .denoisers import Conditioned, known_sigma_data, layers, model_of, trained_range
 from .guidance import StepScale
-from .inputs import check_state, check_steps
+from .inputs import check_state, check_steps, named_solver
 from .preconditioned import Preconditioned
 from .sampling import sample
 from .scale import fit_solver
@@ -131,6 +131,8 @@ def sample_to(
             folder holds samples of another request.
         SolveError: If a state becomes non-finite, or an adaptive solve does not reach the end.
     """
+    if str(options.get("method", "")).endswith(".json"):  # known again by what is in the file
+        options["method"] = named_solver(options["method"])
     request = _Request(
         process=process,
         denoiser=denoiser,

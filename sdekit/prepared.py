@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .brownian import IndependentNoise
+from .calibrated import CalibratedSolver
 from .inputs import (
     Array,
     check_ending,
@@ -61,6 +62,14 @@ def set_up(
         guided=is_guided(problem.model),
     )
 
+    event_shape = solver.scheme.event_shape
+    if event_shape is not None and event_shape != x.shape[1:]:
+        raise ValueError(
+            f"the solver was calibrated for samples of shape {event_shape}, and these have "
+            f"{tuple(x.shape[1:])}; calibrate one for them"
+        )
+    if isinstance(solver, CalibratedSolver) and steps is sigmas is times is None:
+        sigmas = solver.sigmas
     if steps is not None:
         check_steps(steps)
     solver, calls = fit_solver(

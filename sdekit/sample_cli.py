@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +12,16 @@ import torch
 import typer
 from torch import Tensor
 
-from .cli_models import PROCESSES, NamedModel, load_model
-from .inputs import default_method
+from .calibrated import CalibratedSolver, load_solver
+from .cli_models import PROCESSES, check_known, find_device, load_model, shape_of
+from .inputs import default_method, named_solver
 from .output import check_pictured, write_npz, write_png
 from .parallel import sample_to
 from .processes import EDM
 from .shards import Shards, read_manifest
 from .solution import SolveError
-from .solvers.registry import did_you_mean, methods
 from .terminal import console, integers, refuse
-from .workers import Workers, own_device, torchrun
+from .workers import Workers, torchrun
 from .wrapper import is_guided
 
 FORMATS = ("safetensors", "npz", "png")
@@ -39,7 +41,11 @@ def sample(
     rtol: Annotated[float | None, typer.Option(help="Tolerance, instead of steps.")] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", help="Number of samples.")] = 64,
     method: Annotated[
-        str, typer.Option(help="One of those of 'sdekit list'; if left out, the default.")
+        str,
+        typer.Option(
+            help="One of those of 'sdekit list', or the file of a calibrated solver, solver.json, "
+            "which needs no --steps; if left out, the default."
+        ),
     ] = "",
     eta: Annotated[
         float | None, typer.Option(help="Stochasticity of a method of the reverse SDE.")
@@ -78,14 +84,14 @@ def sample(
     """Draw samples from a model; go on where it was stopped, alone or under torchrun."""
     try:
         options = _options(method, steps, rtol, eta)
-        place = _device(device)
-        _known("process", process or "edm", PROCESSES)
-        _known("format", form, FORMATS)
-        _known("dtype", dtype, _DTYPES)
+        place = find_device(device)
+        check_known("process", process or "edm", PROCESSES)
+        check_known("format", form, FORMATS)
+        check_known("dtype", dtype, _DTYPES)
         labels = integers("--class-labels", class_labels)
         given = integers("--shape", shape)
         found = load_model(model, weights, place)
-        event_shape = _event_shape(found, given)
+        event_shape = shape_of(found, given)
         options["method"] = method or default_method(
             flow=eta is None,
             affine=True,
@@ -95,6 +101,8 @@ def sample(
         )
         if form == "png":
             check_pictured(event_shape)
+        if method.endswith(".json"):
+            _warn_of_another(method, found.denoiser, event_shape, labels, place)
         with torchrun() as team:
             begin = time.perf_counter()
             sample_to(
@@ -153,38 +161,35 @@ def _report(
 def _options(
     method: str, steps: int | None, rtol: float | None, eta: float | None
 ) -> dict[str, Any]:
-    if (steps is None) == (rtol is None):
+    # Refuses a name that there is not.
+    solver = named_solver(method) if method else None
+    own = isinstance(solver, CalibratedSolver) and rtol is None
+    if not own and (steps is None) == (rtol is None):
         raise ValueError("give one of --steps, as in --steps 20, and --rtol, as in --rtol 1e-3")
-    if method:
-        methods()[method]  # refuses a name that there is not
     return {"method": method, "steps": steps, "rtol": rtol, "eta": eta}
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = own_device(name)
-        torch.zeros(1, device=device).numpy(force=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"no device {name!r} here: {reason[0] if reason else error!r}") from None
-    return device
-
-
-def _known(what: str, name: str, known: Any) -> None:  # noqa: ANN401  # a collection of names
-    if name not in known:
-        hint = did_you_mean(name, known)
-        raise ValueError(f"unknown {what} {name!r}; {hint}there is {', '.join(known)}")
-
-
-def _event_shape(found: NamedModel, given: list[int]) -> tuple[int, ...]:
-    if given:
-        return tuple(given)
-    if found.event_shape is None:
-        raise ValueError(
-            "the model does not say which shape its samples have (an attribute event_shape would); "
-            "give --shape, as in --shape 3,32,32"
+def _warn_of_another(
+    method: str,
+    denoiser: Callable[..., Tensor],
+    event_shape: tuple[int, ...],
+    labels: list[int],
+    place: torch.device,
+) -> None:
+    solver = load_solver(method)
+    if solver.scheme.event_shape != event_shape or not solver.fingerprint:
+        return  # a solve refuses the shape; without values no model is known again
+    # Of a conditional network a class is as good as another: it was fitted to one of them.
+    models: list[Callable[..., Tensor]] = [
+        partial(denoiser, class_labels=torch.tensor([c], device=place)) for c in sorted(set(labels))
+    ] or [denoiser]
+    if not any(solver.recognises(model, place) for model in models):
+        console().print(
+            f"[yellow]warning[/yellow]: {method} was fitted to another model; its steps may be far "
+            "from the best for this one",
+            highlight=False,
+            soft_wrap=True,
         )
-    return found.event_shape
 
 
 def _cycled(labels: list[int], indices: Tensor) -> Tensor:

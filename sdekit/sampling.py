@@ -62,7 +62,8 @@ def solve(
         problem: ``process.probability_flow(model)`` or ``process.reverse(model, eta)``.
         x: State of the process at the grid's first point, ``(B, *event)``, float32 or float64; the
             solve keeps its dtype and device.
-        method: A name from `sdekit.methods` or a composed `Solver`. Left out, it is the best one
+        method: A name from `sdekit.methods`, a composed `Solver`, or the file of a calibrated one,
+            ``"solver.json"``, which needs no ``steps``. Left out, it is the best one
             known: ``"bayesian_adams"`` on a fixed grid, ``"variable_adams"`` with a tolerance; for a
             reverse SDE ``"sea_w_theta"`` if ``η = 1``, else ``"stochastic_adams2"``, and with a
             tolerance ``"shark_theta"``; for a model made by a wrapper of guidance ``"adams2"`` and

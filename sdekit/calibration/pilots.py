@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 # Teacher's states are kept at so many levels, fewer if they take more memory than this.
-_LEVELS, _FEWEST, _BYTES = 400, 60, 2**30
+_LEVELS, _FEWEST, _BYTES = 256, 60, 2**30
 _WIDTH = 8  # levels that a state between them is interpolated from
 _GRID_SAMPLES = 64  # samples that grids are fitted to
 

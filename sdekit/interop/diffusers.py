@@ -95,7 +95,9 @@ class SdekitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clip_sample_range: To which magnitude.
         thresholding: Must be off.
         steps_offset: Added to the timesteps of ``"leading"``.
-        method: A name from `sdekit.methods`; ``None`` for the default of `sdekit.solve`.
+        method: A name from `sdekit.methods`, or the file of a calibrated solver, ``"solver.json"``,
+            which fixes the number of steps (one more with a denoising ending); ``None`` for the
+            default of `sdekit.solve`.
         spacing: Where the steps end: ``None`` for the grid of the method, a name of
             `sdekit.grids.GRIDS`, or ``"leading"``, ``"linspace"`` or ``"trailing"``, the whole
             timesteps of diffusers.
@@ -245,7 +247,7 @@ class SdekitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             solver = dataclasses.replace(solver, grid=GRIDS[config.spacing])
         _, _, grid, _ = set_up(
             self._problem(config.eta),
-            torch.ones(1, 1, dtype=torch.float64),
+            self._one(),
             method=solver,
             steps=steps,
             sigmas=None,
@@ -255,6 +257,10 @@ class SdekitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sigma_data=config.sigma_data,
         )
         return self.schedule.rounded(grid) if config.rounded else grid
+
+    def _one(self) -> Tensor:
+        """Return the smallest sample that the method takes, to see what it does."""
+        return torch.ones(1, *(self._solver.scheme.event_shape or (1,)), dtype=torch.float64)
 
     def _problem(self, eta: float) -> Problem:
         process = self.schedule.process
@@ -275,7 +281,7 @@ class SdekitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _asked(self, grid: Array, eta: float) -> Calls:
         """Find when the network is called, by a solve of one number."""
-        like = torch.ones(1, 1, dtype=torch.float64)
+        like = self._one()
         noise = CountedNoise(0)
         return find_calls(self._stepwise(like, grid, eta, noise), like, noise)
 
