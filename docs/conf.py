@@ -12,6 +12,7 @@ import sdekit
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generate
+import generate_calibration
 import generate_guidance
 import generate_published
 import generate_theory
@@ -64,6 +65,7 @@ nitpicky = False
 suppress_warnings = ["ref.any"]
 
 generate.write_all()
+generate_calibration.write_all()
 generate_guidance.write_all()
 generate_published.write_all()
 generate_theory.write_all()

@@ -12,32 +12,12 @@ Record = dict[str, Any]
 
 def against(rows: list[Record]) -> str:
     """Ratios of errors to the best peers', with the goals."""
-    found = [
-        (
-            "NFE",
-            "laws",
-            "goal",
-            "worst law",
-            "laws, pooled",
-            "digits",
-            "digits, conditional",
-            "goal",
-        )
-    ]
-    for row in rows:
-        found.append(
-            (
-                str(row["NFE"]),
-                f"**{number(row['laws'])}**",
-                number(row["goal, laws"]),
-                number(row["worst law"]),
-                number(row["laws, pooled"]),
-                f"**{number(row['digits'])}**",
-                f"**{number(row['digits, conditional'])}**",
-                number(row["goal, networks"]),
-            )
-        )
-    return table(found)
+    keys = ("laws", "goal, laws", "worst law", "laws, pooled", "digits", "digits, conditional")
+    head = ("NFE", "laws", "goal", "worst law", "laws, pooled", "digits", "conditional", "goal")
+    cells = (
+        (str(row["NFE"]), *(number(row[key]) for key in (*keys, "goal, networks"))) for row in rows
+    )
+    return table([head, *cells])
 
 
 def each(rows: list[Record]) -> str:
@@ -52,19 +32,19 @@ def each(rows: list[Record]) -> str:
 
 def sizes(lines: list[Record]) -> str:
     """Gains by the size of the pilot."""
-    found = [("pilot samples", "seed", "calibrated", "default", "ratio", "warned")]
-    for line in sorted(lines, key=lambda r: (r["samples"], r["seed"])):
-        found.append(
-            (
-                str(line["samples"]),
-                str(line["seed"]),
-                f"{line['calibrated']:.2e}",
-                f"{line['default']:.2e}",
-                f"**{number(line['calibrated'] / line['default'])}**",
-                "fell back" if line["fell_back"] else "yes" if line["warnings"] else "no",
-            )
+    head = ("pilot samples", "seed", "calibrated", "default", "ratio", "warned")
+    cells = (
+        (
+            str(line["samples"]),
+            str(line["seed"]),
+            f"{line['calibrated']:.2e}",
+            f"{line['default']:.2e}",
+            f"**{number(line['calibrated'] / line['default'])}**",
+            "fell back" if line["fell_back"] else "yes" if line["warnings"] else "no",
         )
-    return table(found)
+        for line in sorted(lines, key=lambda r: (int(r["samples"]), int(r["seed"])))
+    )
+    return table([head, *cells])
 
 
 def transfer(lines: list[Record]) -> str:
@@ -73,7 +53,9 @@ def transfer(lines: list[Record]) -> str:
     found = [("fitted to", *(f"class {c}, w = {w:g}" for c, w in targets))]
     for fitted in dict.fromkeys(line["fitted"] for line in lines):
         own = {(r["class"], r["scale"]): r for r in lines if r["fitted"] == fitted}
-        cells = (number(own[t]["calibrated"] / own[t]["default"]) if t in own else "–" for t in targets)
+        cells = (
+            number(own[t]["calibrated"] / own[t]["default"]) if t in own else "–" for t in targets
+        )
         found.append((fitted, *cells))
     return table(found)
 

@@ -218,6 +218,9 @@ def load_solver(path: str | Path) -> CalibratedSolver:
 
 
 def _solver(record: Mapping[str, Any]) -> CalibratedSolver:
+    event_shape = tuple(map(int, record["event_shape"]))
+    if not event_shape or min(event_shape) < 1:
+        raise ValueError(f"event_shape is {event_shape}; it must be positive sizes")
     names = ("sigmas", "told", "keep", "weights", "noise", "stage")
     coefficients = Coefficients(**{name: record[name] for name in names})
     report = dict(record["report"])
@@ -226,7 +229,7 @@ def _solver(record: Mapping[str, Any]) -> CalibratedSolver:
     return CalibratedSolver.of(
         coefficients,
         _coordinates(record["coordinates"], coefficients),
-        tuple(map(int, record["event_shape"])),
+        event_shape,
         CalibrationReport(**report),
         tuple(map(float, record["fingerprint"])),
     )

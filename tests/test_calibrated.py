@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,19 +239,36 @@ def test_the_benchmark_knows_it_by_its_content(tmp_path: Path) -> None:
         resolve(str(tmp_path / "0.json") + "@karras")
 
 
-def test_a_pipeline_of_diffusers_takes_the_file(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+def test_a_scheduler_of_diffusers_takes_the_file(tmp_path: Path) -> None:
     interop = pytest.importorskip("sdekit.interop.diffusers")
-    scheduler = interop.SdekitScheduler(num_train_timesteps=1000)
-    process = scheduler.schedule.process
-    sigmas = sk.grids.log(4, float(process.sigma_max) * 0.999, 0.05)
+    law = sk.GaussianMixture.random(components=3, dim=4, seed=0)
+
+    def denoiser(x_hat: Tensor, sigma: Tensor) -> Tensor:
+        return law(x_hat.flatten(1), sigma).view_as(x_hat)
+
+    process = interop.SdekitScheduler().schedule.process
+    sigmas = sk.grids.power_theta(4, process.sigma_max, process.sigma_min, sigma_data=0.5)
     own = in_one_formula(sk.BayesianAdams(), PLAIN, sigmas)
-    solver = sk.CalibratedSolver.of(own, PLAIN, (1, 2, 2), REPORT)
+    solver = sk.CalibratedSolver.of(
+        replace(own, keep=[1.0, 0.99, 1.01, 1.0]), PLAIN, (1, 2, 2), REPORT
+    )
     solver.save(tmp_path / "solver.json")
-    scheduler = interop.SdekitScheduler(method=str(tmp_path / "solver.json"), ending="stop")
-    scheduler._grid = sigmas  # the range is that of the schedule, not of the solver
-    assert torch.equal(scheduler._one(), torch.ones(1, 1, 2, 2, dtype=torch.float64))
-    calls = scheduler._asked(sigmas, 1.0)
-    assert len(calls.levels) == 4
+    scheduler = interop.SdekitScheduler(
+        method=str(tmp_path / "solver.json"), prediction_type="sample", clip_sample=False
+    )
+    scheduler = interop.SdekitScheduler.from_config(json.loads(json.dumps(dict(scheduler.config))))
+    with pytest.raises(ValueError, match="give steps=4"):
+        scheduler.set_timesteps(4)
+    scheduler.set_timesteps(5)  # a denoising step comes last
+    start = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    x = start
+    for t in scheduler.timesteps:
+        s, n = scheduler.schedule.scales(torch.as_tensor(t, dtype=torch.float64))
+        x = scheduler.step(denoiser(x / s, n / s), t, x).prev_sample
+    flow = process.probability_flow(denoiser)
+    expected = sk.solve(flow, start, method=solver, ending="denoise").x
+    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

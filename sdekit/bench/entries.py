@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..calibrated import CalibratedSolver
 from ..denoisers import known_sigma_data
 from ..grids import GRIDS
 from ..sampling import solve
@@ -168,6 +169,8 @@ class Own:
         if setting.rtol is not None:
             return self._solve(problem, setting, np.array([problem.sigma_max, problem.sigma_min]))
         budget = setting.budget or 0
+        if isinstance(self.solver, CalibratedSolver) and budget != self.solver.steps:
+            return _nothing(problem, budget, f"it was calibrated for {self.solver.steps} steps")
         # A scheme that needs evaluations to start takes fewer steps than the quotient.
         for steps in range(budget // self.solver.scheme.nfe_per_step, 0, -1):
             run = self._solve(problem, setting, None, steps=steps, path=path)
@@ -344,6 +347,6 @@ class FromOdePeer(_OfAnother):
         )
 
 
-def _nothing(problem: Problem, budget: int) -> Run:
+def _nothing(problem: Problem, budget: int, why: str = "") -> Run:
     nfe = np.zeros(len(problem.start), dtype=np.int64)
-    return Run(None, nfe, status=f"{budget} evaluations are less than a step")
+    return Run(None, nfe, status=why or f"{budget} evaluations are less than a step")

@@ -12,6 +12,7 @@ from types import FunctionType
 import numpy as np
 import torch
 
+from ..calibrated import load_solver
 from ..cli_models import imported
 from ..grids import GRIDS
 from ..solvers.registry import Solver, did_you_mean, methods
@@ -29,9 +30,10 @@ def resolve(spec: str) -> tuple[Entry, ...]:
 
     Args:
         spec: The name of a method of the registry, a short one (`SHORT`), ``"package.module:solver"``
-            of a composed `Solver`, or the name of a peer, which may be a pattern as in ``"azula *"``;
-            then, after an ``@``, maybe the name of a grid. Without one a method has its default grid,
-            and a peer every grid that its package ships.
+            of a composed `Solver`, the file of a calibrated one, ``"solver.json"``, or the name of a
+            peer, which may be a pattern as in ``"azula *"``; then, after an ``@``, maybe the name of a
+            grid. Without one a method has its default grid, and a peer every grid that its package
+            ships.
 
     Raises:
         ValueError: If there is no such method or grid, or a package is not installed.
@@ -40,6 +42,11 @@ def resolve(spec: str) -> tuple[Entry, ...]:
     name = SHORT.get(name, name)
     if name in methods():
         return (Own(name, _on(methods()[name].solver, grid)),)
+    if name.endswith(".json"):
+        if grid:
+            raise ValueError(f"{name} has its own levels, and takes no grid {grid!r}")
+        fitted = load_solver(name)
+        return (Own(name, fitted, variant=key_of(described(fitted))),)
     if ":" in name:
         solver = imported(name)
         if not isinstance(solver, Solver):

@@ -23,10 +23,13 @@ class Coefficients:
     Attributes:
         sigmas: Noise levels of the grid, decreasing, ``(n + 1,)``.
         told: What the network is told to be the levels of the first ``n``, ``(n,)``.
-        keep: ``a_i``, ``(n,)``.
+        keep: ``a_i``, ``(n,)``, or ``(n, d)`` with one for each direction.
         weights: ``b_ij``, arrays ``(i + 1,)``, or ``(i + 1, d)`` with one for each direction.
         noise: Standard deviation of the noise that a step adds to ``u``, ``(n,)`` or ``(n, d)``;
             ``None`` for a solver of the flow.
+        stage: Where slopes are evaluated, if not at ``u_i``: at ``p_i u_i + q_i N_{i−1} + r_i ξ_i``,
+            ``ξ_i`` the normal numbers of the step's own noise; ``(p_i, q_i, r_i)``, ``(n, 3)`` or
+            ``(n, 3, d)``. It needs noise.
 
     Raises:
         ValueError: If the sizes disagree, a number is not finite, or the levels do not decrease.
@@ -37,6 +40,7 @@ class Coefficients:
     keep: Array
     weights: tuple[Array, ...]
     noise: Array | None = None
+    stage: Array | None = None
 
     def __post_init__(self) -> None:
         for name in ("sigmas", "told", "keep"):
@@ -44,10 +48,10 @@ class Coefficients:
         weights = tuple(np.array(row, dtype=np.float64) for row in self.weights)
         object.__setattr__(self, "weights", weights)
         n = len(self.weights)
-        sizes = (self.sigmas.shape, self.told.shape, self.keep.shape)
+        sizes = (self.sigmas.shape, self.told.shape, self.keep.shape[:1])
         if n < 1 or sizes != ((n + 1,), (n,), (n,)):
             raise ValueError(
-                f"sigmas, told and keep have shapes {sizes}; {n} rows of weights need "
+                f"sigmas, told and keep have lengths {sizes}; {n} rows of weights need "
                 f"{((n + 1,), (n,), (n,))}"
             )
         if any(row.ndim not in (1, 2) or len(row) != i + 1 for i, row in enumerate(weights)):
@@ -59,6 +63,11 @@ class Coefficients:
                     f"noise must be {n} standard deviations, or rows of them, from 0 on"
                 )
         numbers = [self.sigmas, self.told, self.keep, *weights]
+        if self.stage is not None:
+            object.__setattr__(self, "stage", np.array(self.stage, dtype=np.float64))
+            if self.stage.shape[:2] != (n, 3) or self.noise is None:
+                raise ValueError(f"stage must be {n} rows of three numbers, and needs noise")
+            numbers.append(self.stage)
         if not all(np.isfinite(v).all() for v in numbers):
             raise ValueError("every coefficient must be finite")
         if not (np.diff(self.sigmas) < 0).all() or not min(self.sigmas[-1], *self.told) > 0:
@@ -128,7 +137,7 @@ def _plan(own: Coefficients, coordinates: Coordinates, grid: Points) -> Plan:
     told = coordinates.at(own.told)
     points = Points(*(np.concatenate(pair) for pair in zip(grid, told, strict=True)))
     offset = own.steps + 1
-    steps: list[tuple[int, list[Line]]] = []
+    steps: list[tuple[int | None, list[Line]]] = []
     draws = []
     variance = own.sigmas**2
     for n, weights in enumerate(own.weights):
@@ -138,12 +147,26 @@ def _plan(own: Coefficients, coordinates: Coordinates, grid: Points) -> Plan:
             {offset + j: weight for j, weight in enumerate(weights)},
             accept=True,
             evaluate=False,
-            keep=float(own.keep[n]),
+            keep=own.keep[n],
         )
+        lines = [line]
         if own.noise is not None:  # the increment over Δσ² has that variance
-            line = line._replace(noise={n: own.noise[n] / np.sqrt(variance[n] - variance[n + 1])})
+            std = np.sqrt(variance[n] - variance[n + 1])
+            lines = [line._replace(noise={n: own.noise[n] / std})]
             draws.append(Draw("increment", float(variance[n + 1]), float(variance[n])))
-        steps.append((offset + n, [line]))
+        if own.stage is not None:
+            factor, before, size = own.stage[n]
+            stage = Line(
+                n,
+                offset + n,
+                {offset + n - 1: before} if n else {},
+                accept=False,
+                evaluate=True,
+                noise={n: size / std},
+                keep=factor,
+            )
+            lines.insert(0, stage)
+        steps.append((offset + n if own.stage is None else None, lines))
     return Plan(points, steps, draws)
 
 
