@@ -1,6 +1,6 @@
 """Measure calibrated solvers against the default one and the peers, and how far their gains carry.
 
-1. Errors at 6 to 80 evaluations on the twelve laws and the two digits networks (unconditional, and
+1. Errors at 6 to 80 evaluations on eleven laws and the two digits networks (unconditional, and
    conditional with the classes in turn), on samples that no solver was fitted to. Peers are diffusers
    and azula in every setting that is the best of six hundred anywhere in results/suite.json.
 2. Errors with 16, 64, 256 and 1024 pilot samples.
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +47,8 @@ ROOT = Path(__file__).parents[1]
 EDM = sk.EDM(SIGMA_MIN, SIGMA_MAX)
 BUDGETS = (6, 8, 10, 15, 20, 40, 80)
 BATCH = 64  # that of the suite
-LAWS = tuple(name for name in SUITES["ode"] if name != "digits")
+# The Gaussian is left out: coordinates with a clock for each direction solve it exactly.
+LAWS = tuple(name for name in SUITES["ode"] if name not in ("digits", "gaussian32d"))
 NETWORKS = ("digits", "digits, conditional")
 TESTS = {name: 1024 for name in LAWS} | {name: 256 for name in NETWORKS}
 PILOT_SEED, TEST_SEED = 1000, 2
@@ -314,6 +316,8 @@ def ratios(lines: dict[str, Record], against: str) -> list[Record]:
 
 def show(title: str, rows: list[Record]) -> None:
     """Print records as a table."""
+    if not rows:
+        return
     keys = [key for key in rows[0] if key not in ("single", "key")]
     table = Table(*keys, box=None, title=title)
     for row in rows:
@@ -327,7 +331,7 @@ def draw(lines: dict[str, Record], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharex=True)
     for axis, title, names in (
         (axes[0], "a trained network (digits)", ("digits",)),
-        (axes[1], "twelve laws, geometric mean", LAWS),
+        (axes[1], "eleven laws, geometric mean", LAWS),
     ):
         for label, kind, entry, color in (
             ("best of other packages, at each NFE", "peer", None, "0.55"),
@@ -342,7 +346,7 @@ def draw(lines: dict[str, Record], path: Path) -> None:
                     batches = [b if entry is None else b[entry] for b in found]
                     errors = [max(e, FLOOR) for batch in batches for e in batch]
                     points.append((budget, geometric_mean(errors)))
-            axis.loglog(*zip(*points, strict=True), "o-", color=color, label=label, lw=2, ms=4)
+            axis.loglog(*np.transpose(points), "o-", color=color, label=label, lw=2, ms=4)
         axis.set(title=title, xlabel="network evaluations", xticks=BUDGETS)
         axis.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
         axis.minorticks_off()
@@ -359,14 +363,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/calibration.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/_static/calibration.png")
     parser.add_argument("--folder", type=Path, default=ROOT / "results/calibration")
-    parser.add_argument("--part", default="0/1", help="as 0/2: every second task, from the first")
+    parser.add_argument(
+        "--part", default="0/1", help="as 0/2: every second problem, from the first"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing, write what is known"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     part, parts = map(int, arguments.part.split("/"))
     ledger = Ledger(arguments.folder / f"{part}of{parts}.jsonl")
     work = list(tasks())
     groups = list(dict.fromkeys(group for group, _, _ in work))
-    for group, key, measure in tqdm(work):
+    for group, key, measure in () if arguments.report else tqdm(work):
         if groups.index(group) % parts == part:
             ledger(key, measure)
     if parts > 1:

@@ -12,7 +12,7 @@ To other starts and to real images the distance is not 0 for exact samples eithe
 solver is measured, too, and what another has more than it from the same starts is its own: the
 excess, of either sign. Standard errors are by bootstrap over starts, the same for both in an excess.
 
-It takes twelve minutes on one core, half of them to calibrate; with --quick two:
+It takes some five minutes on one core, half of them to calibrate; with --quick two:
 
     .venv/bin/python benchmarks/calibration_quality.py
 """
@@ -66,7 +66,7 @@ class Size:
     pilots: int
 
 
-FULL, QUICK = Size(4096, (4, 6, 8, 10, 15, 20), 256), Size(512, (6, 10), 64)
+FULL, QUICK = Size(2048, (4, 6, 8, 10), 256), Size(512, (6, 10), 64)
 
 
 def starts(count: int, seed: int) -> Tensor:

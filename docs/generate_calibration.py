@@ -70,10 +70,34 @@ def costs(lines: list[Record]) -> str:
     return table(found)
 
 
+def quality(cells: list[Record]) -> str:
+    """Distances of samples: of the peers, the least in each column."""
+    columns = ("rms", "fd_same", "fd_real_excess", "w2_same")
+    rows = [("network", "NFE", "method", "RMS", "FD, same starts", "excess FD, real", "W2, same")]
+    at: dict[tuple[str, int], dict[str, list[Record]]] = {}
+    for cell in cells:
+        if cell["budget"] is not None:
+            ours = cell["method"] in ("calibrated", "bayesian_adams (default)")
+            name = cell["method"] if ours else "best peer"
+            place = at.setdefault((cell["network"], cell["budget"]), {})
+            place.setdefault(name, []).append(cell)
+    for (network, budget), methods in at.items():
+        for name, group in methods.items():
+            found = []
+            for column in columns:
+                best = min(group, key=lambda cell, column=column: cell[column])  # type: ignore[misc]
+                error = best.get(f"{column}_se")
+                found.append(f"{best[column]:.2g}" + (f" ± {error:.1g}" if error else ""))
+            rows.append((network, str(budget), name, *found))
+    return table(rows)
+
+
 def write_all() -> None:
     """Write the tables."""
     record = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
+    samples = json.loads((RESULTS / "calibration_quality.json").read_text(encoding="utf-8"))
     for name, text in {
+        "quality": quality(samples["cells"]),
         "peers": against(record["against_peers"]),
         "each": each(record["against_peers"]),
         "sizes": sizes(record["sizes"]),

@@ -14,6 +14,7 @@ from .adapters import (
 from .affine import AffineSDE
 from .brownian import GridPath, IndependentNoise, NoiseSource, TorchsdeNoise
 from .calibrate import calibrate
+from .calibrate_noise import calibrate_noise
 from .calibrated import CalibratedSolver, CalibrationReport, load_solver
 from .chains import Chain, langevin, ncsn_epsilon, ncsn_levels
 from .clock import Clock
@@ -166,6 +167,7 @@ __all__ = [
     "Velocity",
     "Whitened",
     "calibrate",
+    "calibrate_noise",
     "cfg_plus_plus",
     "distributions",
     "encode",
