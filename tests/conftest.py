@@ -14,7 +14,7 @@ from sdekit.solvers.variable_adams import AdamsMarch
 torch.set_num_threads(1)  # small tensors: threads cost more than they give
 
 # Deadlines fail where a machine is busy.
-settings.register_profile("sdekit", deadline=None, max_examples=50)
+settings.register_profile("sdekit", deadline=None, max_examples=40)
 settings.load_profile("sdekit")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import sdekit as sk
 from sdekit.calibration.greedy import fit_greedily
 from sdekit.calibration.pilots import Pilots, run_pilots
-from sdekit.calibration.refine import Refinement, _directions
+from sdekit.calibration.refine import Refinement, _Column, _directions
 from sdekit.calibration.student import Run, Student, in_one_formula
 from sdekit.solvers.calibrated import Calibrated, Coefficients
 
@@ -113,7 +113,6 @@ def test_derivatives_of_the_final_error_are_those_of_moved_coefficients() -> Non
 
     def moved(k: int, by: float) -> Tensor:
         other = refinement._moved(own, [columns[k]], np.array([by]))
-        assert other is not None
         return refinement._rest(other, student.run(other, pilots.fit), pilots.fit)
 
     assert rms(rest) > 1e-4
@@ -333,7 +332,7 @@ def test_coefficients_are_checked() -> None:
     for name, value, message in (
         ("sigmas", [1.0, 2.0], "decrease"),
         ("told", [0.0], "positive"),
-        ("keep", [1.0, 1.0], "shapes"),
+        ("keep", [1.0, 1.0], "lengths"),
         ("weights", ([math.nan],), "finite"),
         ("weights", ([1.0, 1.0],), "i \\+ 1"),
         ("noise", [-1.0], "noise"),
@@ -351,3 +350,21 @@ def test_a_run_goes_on_from_where_it_was() -> None:
     for states, slopes in ((3, 2), (3, 3), (1, 0)):
         part = student.run(own, pilots.fit, Run(whole.u[:states], whole.slopes[:slopes]))
         assert rms(part.u[-1] - whole.u[-1]) == 0
+
+
+def test_a_level_that_moves_takes_the_weights_of_the_scheme_along() -> None:
+    pilots = pilots_of(MIXTURE, 20)
+    student = Student(pilots, sk.Preconditioned(0.5))
+    scheme = sk.BayesianAdams()
+    sigmas = sk.grids.power_theta(4, 20.0, 0.01, sigma_data=0.5)
+    own = in_one_formula(scheme, student.coordinates, sigmas)
+    refinement = Refinement(student, scheme, pilots.fit, pilots.validation, 1)
+    moved = refinement._moved(own, [_Column("level", 2)], np.array([0.3]))
+    assert moved.sigmas[2] > 1.05 * sigmas[2]
+    assert moved.told[2] == pytest.approx(moved.sigmas[2])
+    expected = in_one_formula(scheme, student.coordinates, moved.sigmas)
+    for row, other in zip(moved.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(row, other, atol=1e-12)
+    # However far neighbours are to move towards each other, they do not cross.
+    crossed = refinement._moved(own, [_Column("level", k) for k in (1, 2)], np.array([-9.0, 9.0]))
+    assert (np.diff(crossed.sigmas) < 0).all()

@@ -124,13 +124,12 @@ class Refinement:
                 damped = hessian + torch.diag(damping * scale)
                 move = -torch.linalg.solve(damped, gradient)
                 trial = self._moved(own, columns, move.numpy(force=True))
-                found = math.inf if trial is None else _robust(self.sizes(trial, rows), limit)
+                found = _robust(self.sizes(trial, rows), limit)
                 if found < loss:
                     break
                 damping *= _MORE
             else:
                 break
-            assert trial is not None
             damping *= _LESS
             own, gained = trial, found / loss
             judged = self.judge(own, self.validation)
@@ -226,15 +225,14 @@ class Refinement:
             for n in range(1, own.steps):
                 column = _Column(kind, n)
                 other = self._moved(own, [column], np.array([small]))
-                assert other is not None
                 kept = n + (kind == "told")
                 ended = student.run(other, rows, Run(run.u[:kept], run.slopes[:n]))
                 columns.append(column)
                 found.append((self._rest(other, ended, rows) - rest) / small)
         return columns, torch.stack(found, dim=1), rest
 
-    def _moved(self, own: Coefficients, columns: list[_Column], move: Array) -> Coefficients | None:
-        """Return coefficients moved along the unknowns; ``None`` if levels were to cross."""
+    def _moved(self, own: Coefficients, columns: list[_Column], move: Array) -> Coefficients:
+        """Return coefficients moved along the unknowns; levels do not move so far as to cross."""
         sigmas, told, keep = own.sigmas.copy(), own.told.copy(), own.keep.copy()
         weights = list(own.weights)
         logs = np.log(sigmas)
@@ -250,8 +248,6 @@ class Refinement:
                 factor = math.exp(np.clip(value, -_FARTHEST, _FARTHEST) * gaps[n - 1])
                 told[n] *= factor
                 sigmas[n] *= factor if kind == "level" else 1.0
-        if not (np.diff(sigmas) < 0).all():
-            return None
         told = np.clip(told, sigmas[-1], sigmas[0])
         if (sigmas != own.sigmas).any():
             before, after = (

@@ -134,7 +134,8 @@ class Search:
 
     def _judged(self, name: str, student: Student, coefficients: Coefficients) -> _Candidate:
         judged = self._refinement(student).judge(coefficients, self.pilots.validation)
-        self.stages[name] = judged.rms
+        if math.isfinite(judged.rms):
+            self.stages[name] = judged.rms
         return _Candidate(name, student, coefficients, judged)
 
     def _fitted(self, name: str, student: Student, grids: dict[str, Array]) -> _Candidate:
