@@ -53,16 +53,18 @@ def calibrate(
     2. the best is refined: all coefficients, all levels, and the levels that the network is told, by
        Gauss–Newton on the error at the end, with derivatives by finite differences;
     3. samples that nothing was fitted to choose the ridge of each step, the grid, the coordinates and
-       when to stop. Where nothing beats the default solver on them, the default is returned.
+       when to stop. Where nothing beats the default solver on all of them together, in its root mean
+       square, the default is returned.
 
     The result is deterministic. The problem may be several, of one process, such as a model at several
-    guidance scales: the solver is then fitted to all of them together.
+    guidance scales: the solver is then fitted to all of them together; if one is guided, the default of
+    guided models is that of all.
 
     Args:
         problem: ``process.probability_flow(denoiser)`` of an affine process, or several.
         steps: Number of steps, which is that of network evaluations.
         samples: Number of pilot samples, a quarter of which chooses; another quarter of this number
-            is solved besides, for the errors in the report.
+            is solved besides, for the errors in the report. With ``x`` its length counts instead.
         seed: Seed of their starts.
         shape: Shape of one sample, ``event``, if ``x`` is not given.
         x: Starts instead, ``(B, *event)``, states of the process at ``sigma_max``; one tensor for each
@@ -83,8 +85,8 @@ def calibrate(
     Raises:
         TypeError: If the problem is not the flow of an affine process, or not one of ``x`` and
             ``shape`` is given.
-        ValueError: If a number is out of its range, problems differ in their process, or
-            ``sigma_data`` is not known.
+        ValueError: If a number is out of its range, problems differ in their process, ``sigma_data``
+            is not known, or the teacher's states would take too much memory.
         SolveError: If the teacher fails, or errors are not finite.
 
     Warns:

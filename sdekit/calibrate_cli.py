@@ -18,6 +18,7 @@ from .calibrated import CalibratedSolver
 from .calibration.search import draw
 from .cli_models import PROCESSES, check_known, find_device, load_model, shape_of
 from .denoisers import Conditioned, trained_range
+from .inputs import check_steps
 from .processes import EDM
 from .solution import SolveError
 from .terminal import console, integers, refuse
@@ -55,6 +56,16 @@ def calibrate(
     class_labels: Annotated[
         str, typer.Option(help="Classes, drawn by the pilot samples, as in 0,1,2.")
     ] = "",
+    sigma_data: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of the data, if the model does not say it."),
+    ] = None,
+    sigma_max: Annotated[
+        float | None, typer.Option(help="Highest noise level, if not that of process and model.")
+    ] = None,
+    sigma_min: Annotated[
+        float | None, typer.Option(help="Lowest noise level, if not that of process and model.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Device, such as cpu, cuda or cuda:1.")] = "cpu",
     noise: Annotated[
         bool, typer.Option("--noise", help="Fit to the reverse SDE, not to the flow.")
@@ -71,7 +82,7 @@ def calibrate(
         found = load_model(model, weights, place)
         denoiser, event_shape = found.denoiser, shape_of(found, given)
         chosen = PROCESSES[process]() if process else found.process or EDM()
-        pilots = (4096 if noise else 256) if samples is None else samples
+        pilots = check_steps((4096 if noise else 256) if samples is None else samples, "--samples")
         options: dict[str, Any] = {"shape": event_shape, "device": place}
         if labels:
             # What the report is about comes on top: a quarter of the samples, or half of them.
@@ -81,13 +92,14 @@ def calibrate(
             )
             told = torch.tensor(labels)[drawn].to(place)
             denoiser = Conditioned(denoiser, class_labels=told)
-            high = min(chosen.sigma_max, trained_range(denoiser)[0])
+            high = sigma_max or min(chosen.sigma_max, trained_range(denoiser)[0])
             std = float(chosen.on_host("std", chosen.on_host("time", high)))
             options = {"x": draw(std, (count, *event_shape), seed, place)}
         begin = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the report says them
             options |= {"samples": pilots, "seed": seed, "progress": True}
+            options |= {"sigma_data": sigma_data, "sigma_max": sigma_max, "sigma_min": sigma_min}
             if noise:
                 solver = calibrate_noise(chosen.reverse(denoiser, 1.0), steps, **options)
             else:

@@ -166,7 +166,12 @@ class CalibratedSolver(Solver):
     def recognises(
         self, denoiser: Callable[..., Tensor], device: torch.device | str | None = None
     ) -> bool:
-        """Whether a denoiser is the model that the solver was fitted to, by its values."""
+        """Whether a denoiser is the model that the solver was fitted to, by a few of its values.
+
+        They may differ by 2 %, so that a model is known again in another precision; one that was
+        fine-tuned a little is, too. Of several problems it is the first, with the conditioning of its
+        first sample.
+        """
         assert self.scheme.event_shape is not None
         found = np.array(fingerprint(denoiser, self.scheme.event_shape, self.sigmas, device))
         own = np.array(self.fingerprint)
@@ -245,13 +250,13 @@ def _described(coordinates: Coordinates) -> dict[str, Any]:
 
 def _coordinates(record: Mapping[str, Any], coefficients: Coefficients) -> Coordinates:
     if record["name"] == "Preconditioned":
-        if any(row.ndim > 1 for row in coefficients.weights):
-            raise ValueError("weights by directions belong to GaussianPreconditioned coordinates")
+        if coefficients.directions is not None:
+            raise ValueError("numbers by directions belong to GaussianPreconditioned coordinates")
         return Preconditioned(float(record["sigma_data"]))
     if record["name"] == "GaussianPreconditioned":
         made = GaussianPreconditioned(np.array(record["mean"]), np.array(record["cov"]))
-        if any(row.ndim > 1 and row.shape[1] != len(made.mean) for row in coefficients.weights):
-            raise ValueError(f"weights by directions must be {len(made.mean)} each")
+        if coefficients.directions not in (None, len(made.mean)):
+            raise ValueError(f"numbers by directions must be {len(made.mean)} each")
         return made
     raise ValueError(f"unknown coordinates {record['name']!r}")
 

@@ -368,3 +368,64 @@ def test_a_level_that_moves_takes_the_weights_of_the_scheme_along() -> None:
     # However far neighbours are to move towards each other, they do not cross.
     crossed = refinement._moved(own, [_Column("level", k) for k in (1, 2)], np.array([-9.0, 9.0]))
     assert (np.diff(crossed.sigmas) < 0).all()
+
+
+def test_what_is_kept_for_the_test_has_no_say() -> None:
+    x = MIXTURE.sample(40, sigma=20.0, seed=4, dtype=torch.float64)
+    other = x.clone()
+    other[32:] = MIXTURE.sample(8, sigma=20.0, seed=5, dtype=torch.float64)
+    one, two = (
+        calibrated(EDM.probability_flow(MIXTURE), 3, x=start, max_nfe=60) for start in (x, other)
+    )
+    for a, b in zip(one.coefficients.weights, two.coefficients.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert one.report.errors["validation"] == pytest.approx(two.report.errors["validation"])
+    assert one.report.errors["test"] != two.report.errors["test"]
+
+
+def test_every_evaluation_is_counted() -> None:
+    seen = 0
+
+    def counted(x_hat: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal seen
+        seen += len(x_hat)
+        return MIXTURE(x_hat, sigma)
+
+    found = calibrated(EDM.probability_flow(counted), 3, samples=20, shape=(3,), sigma_data=0.5)
+    assert found.report.nfe == pytest.approx(seen / 25, rel=0.02)  # but for fingerprints
+
+
+def test_a_denoiser_that_fails_where_nobody_should_go_spoils_no_more_than_a_candidate() -> None:
+    def edge(x_hat: Tensor, sigma: Tensor) -> Tensor:
+        reach = 4 * torch.hypot(sigma, sigma.new_tensor(1.5)).reshape(-1, 1)
+        far = x_hat.abs().amax(1, keepdim=True) > reach
+        return torch.where(far, torch.nan, MIXTURE(x_hat, sigma))
+
+    found = calibrated(EDM.probability_flow(edge), 2, samples=24, shape=(3,), sigma_data=0.5)
+    assert all(map(math.isfinite, found.report.errors["test"]))
+
+
+def test_a_metric_that_tells_nothing_apart_is_refused() -> None:
+    flow = EDM.probability_flow(MIXTURE)
+    with pytest.raises(sk.SolveError, match="metric="):
+        calibrated(flow, 3, samples=20, shape=(3,), max_nfe=30, metric=lambda x: 0 * x)
+
+
+def test_networks_in_float32_are_seen_to_be() -> None:
+    assert pilots_of(MIXTURE, 20).precise
+    x = MIXTURE.sample(20, sigma=20.0, seed=3, dtype=torch.float64)
+
+    def hidden(x_hat: Tensor, sigma: Tensor) -> Tensor:
+        return MIXTURE(x_hat.float(), sigma.float()).double()
+
+    made = run_pilots(
+        [EDM.probability_flow(hidden)],
+        [x],
+        sigma_max=20.0,
+        sigma_min=0.01,
+        sigma_data=0.5,
+        test=0.2,
+        rtol=1e-5,
+        progress=False,
+    )
+    assert not made.precise

@@ -78,6 +78,8 @@ def fit_greedily(student: Student, prior: Coefficients, fit: Rows, validation: R
     error = math.inf
     for n in range(steps):
         slope = student.slope(tables, n, run.u[n], float(prior.told[n]), rows)
+        if not torch.isfinite(slope).all():  # nothing to be learnt on this grid
+            return Greedy(prior, math.inf)
         run.slopes.append(slope)
         basis.add((metric * slope)[: len(fit)])
         basis.add((metric * run.u[n])[: len(fit)], keep=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from ..wrapper import evaluations
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-# Teacher's states are kept at so many levels, fewer if they take more memory than this.
-_LEVELS, _FEWEST, _BYTES = 256, 60, 2**30
+# Teacher's states are kept at so many levels; fewer, if they take more memory than this.
+_LEVELS, _FEWEST, _BYTES = 256, 60, 2**31
 _WIDTH = 8  # levels that a state between them is interpolated from
 _GRID_SAMPLES = 64  # samples that grids are fitted to
 
@@ -83,18 +84,24 @@ class Pilots:
         """Network evaluations of one call of the denoiser, the most of any part."""
         return max(evaluations(part.problem.model) for part in self.parts)
 
-    @property
+    @cached_property
     def precise(self) -> bool:
-        """Whether the networks compute in float64, as far as it can be seen."""
-        kinds = [
+        """Whether the networks compute in float64, as far as it can be seen.
+
+        No parameter is of another dtype, and what they return does not fit into float32.
+        """
+        kinds = {
             parameter.dtype
             for part in self.parts
             for module in layers(part.problem.model)
             if isinstance(module, nn.Module)
             for parameter in [*module.parameters(), *module.buffers()]
             if parameter.is_floating_point()
-        ]
-        return all(kind == torch.float64 for kind in kinds)
+        }
+        level = float(self.levels[len(self.levels) // 2])
+        answers = [self._call(part, part.start[:1], level, np.array([0])) for part in self.parts]
+        fits = any(torch.equal(a, a.float().to(a.dtype)) for a in answers)
+        return kinds <= {torch.float64} and not fits
 
     def denoise(self, x_hat: Tensor, sigma: float, rows: Rows) -> Tensor:
         """Call the denoisers at flattened states of some samples, ``(…, len(rows), d)``.
@@ -142,20 +149,24 @@ class Pilots:
         return total
 
     def grid_pilot(self) -> Pilot:
-        """Return a pilot of some samples of each part, for grids to be fitted to."""
-        found = []
+        """Return a pilot of some of the fitted samples of each part, for grids to be fitted to."""
+        found, first = [], 0
         for part in self.parts:
-            rows = np.arange(min(_GRID_SAMPLES, len(part.start)))
+            last = first + len(part.start)
+            rows = (self.fit[(first <= self.fit) & (self.fit < last)] - first)[:_GRID_SAMPLES]
+            first = last
             model = model_of(part.problem.model, rows)
-            found.append(
-                run_pilot(
-                    self.process.probability_flow(model),
-                    x=part.start[: len(rows)] * self._scale(),
-                    sigma_max=float(self.levels[0]),
-                    sigma_min=float(self.levels[-1]),
-                    sigma_data=self.sigma_data,
-                )
+            start = part.start[torch.as_tensor(rows, device=part.start.device)]
+            pilot = run_pilot(
+                self.process.probability_flow(model),
+                x=start * self._scale(),
+                sigma_max=float(self.levels[0]),
+                sigma_min=float(self.levels[-1]),
+                sigma_data=self.sigma_data,
             )
+            # Counted per network evaluation there, per call of a denoiser here.
+            self.spent[0] += pilot.nfe * len(rows) // evaluations(model)
+            found.append(pilot)
         slopes = [torch.cat(rows) for rows in zip(*(pilot.slopes for pilot in found), strict=True)]
         return replace(found[0], slopes=slopes)
 
@@ -189,6 +200,7 @@ def run_pilots(
         progress: Whether to show progress bars.
 
     Raises:
+        ValueError: If the teacher's states would take too much memory.
         SolveError: If the teacher does not reach the end.
     """
     process = problems[0].sde
@@ -200,7 +212,12 @@ def run_pilots(
     )
     event_shape = tuple(starts[0].shape[1:])
     count, d = sum(map(len, starts)), math.prod(event_shape)
-    points = min(_LEVELS, max(_FEWEST, _BYTES // (8 * count * d)))
+    points = min(_LEVELS, _BYTES // (8 * count * d))
+    if points < _FEWEST:
+        raise ValueError(
+            f"{count} pilot samples of {d} numbers are too many: the teacher's states at {_FEWEST} "
+            f"levels would take {8 * count * d * _FEWEST / 2**30:.1f} GiB; give fewer samples="
+        )
     high, low = phi_of(np.array([sigma_max, sigma_min]), sigma_data).tolist()
     phi = np.linspace(high, low, points)
     levels = with_ends(sigma_data * np.tan(phi) ** 2, sigma_max, sigma_min)
@@ -225,9 +242,10 @@ def run_pilots(
             raise SolveError(f"the teacher failed: {solution.message}")
         assert solution.trajectory is not None
         factor = torch.as_tensor(scales, device=blank.device).reshape(shape)
-        paths.append((solution.trajectory / factor).flatten(2))
+        paths.append(solution.trajectory.div_(factor).flatten(2))
         spent += float(solution.stats.nfe_per_sample.mean()) * len(part.start) / count
-    return replace(made, states=torch.cat(paths, dim=1), nfe=spent)
+    states = paths[0] if len(paths) == 1 else torch.cat(paths, dim=1)
+    return replace(made, states=states, nfe=spent)
 
 
 def _split(counts: Sequence[int], test: float) -> tuple[Rows, Rows, Rows]:

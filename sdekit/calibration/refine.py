@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ _ROUNDS = 15  # of Gauss and Newton, at most
 _PATIENCE = 4  # rounds without progress on the validation samples
 _FIRST_DAMPING, _LESS, _MORE, _TRIALS = 1e-3, 0.25, 5.0, 5
 _BYTES = 2**29  # of derivatives, and of solves that are kept at a time
-_EQUATIONS = 8  # residuals per unknown, at least
+_EQUATIONS, _FEWEST = 8, 4  # residuals per unknown, and samples, at least
 _FAR, _CAP = 4.0, 10.0  # in medians of the error of a sample
 _ENOUGH = 0.995  # of the loss before a round: little is left to gain
 _FARTHEST = 0.45  # of the distance to the neighbouring level that a level moves in a round
@@ -122,7 +123,10 @@ class Refinement:
             scale = hessian.diagonal().clamp(min=1e-30)
             for _ in range(_TRIALS):
                 damped = hessian + torch.diag(damping * scale)
-                move = -torch.linalg.solve(damped, gradient)
+                move = -torch.linalg.solve_ex(damped, gradient)[0]
+                if not torch.isfinite(move).all():
+                    damping *= _MORE
+                    continue
                 trial = self._moved(own, columns, move.numpy(force=True))
                 found = _robust(self.sizes(trial, rows), limit)
                 if found < loss:
@@ -176,24 +180,37 @@ class Refinement:
         found = self.metric(x_hat.reshape(-1, *shape))
         return found.reshape(*x_hat.shape[:-1], -1).double()
 
+    @cached_property
+    def _small(self) -> float:
+        """Step of finite differences: longer where a network or the features are in float32."""
+        pilots = self.student.pilots
+        start = pilots.parts[0].start[:1]
+        coarse = self.metric is not None and self.metric(start).dtype != torch.float64
+        return 1e-6 if pilots.precise and not coarse else 1e-3
+
     def _cost(self, steps: int, most: int) -> int:
         """Evaluations of a round, per sample."""
         moves = sum(min(n + 2, most) * (steps - 1 - n) for n in range(steps))
         levels = sum(steps - n for n in range(1, steps))
         return moves + 2 * levels + steps
 
+    @cached_property
+    def _residuals(self) -> int:
+        """Number of residuals of a sample."""
+        return self.features(self.wanted(self.fit[:1])).numel()
+
     def _size(self, steps: int) -> tuple[int, Rows]:
         """Return how many coefficients of a step may move, and on which samples.
 
         As many as leave enough equations for each unknown, within what a few rounds may cost.
         """
-        d = math.prod(self.student.pilots.event_shape)
+        d = self._residuals
         for most in (steps + 1, 6, 4, 3, 2):
             afforded = self.budget // (6 * self._cost(steps, most))
             unknowns = sum(min(n + 2, most) for n in range(steps)) + 2 * steps
             held = _BYTES // (8 * d * unknowns)
             rows = self.fit[: min(len(self.fit), afforded, held)]
-            if len(rows) * d >= _EQUATIONS * unknowns:
+            if len(rows) >= _FEWEST and len(rows) * d >= _EQUATIONS * unknowns:
                 return most, rows
         return 0, self.fit[:0]
 
@@ -210,7 +227,7 @@ class Refinement:
         tables = student.tables(own.sigmas, own.told)
         run = student.run(own, rows, tables=tables)
         rest = self._rest(own, run, rows)
-        small = 1e-6 if student.pilots.precise else 1e-3
+        small = self._small
         columns: list[_Column] = []
         found: list[Tensor] = []
         for n in range(own.steps):

@@ -34,7 +34,8 @@ _DIRECTIONS, _PER_DIRECTION = 128, 3
 # coefficients are refined and after: they are many times as many numbers.
 _WORTH_TRYING, _WORTH_KEEPING = 0.5, 0.8
 _BOOTSTRAPS = 2000
-_OVERFITTED = 1.5  # error on validation samples, relative to that on fitted ones
+_OVERFITTED = 2.0  # error on test samples, relative to that on fitted ones
+_FEWEST = 16  # validation samples
 
 
 class _Candidate(NamedTuple):
@@ -170,11 +171,16 @@ class Search:
             )
         fell_back = best is default
         warnings = []
-        if not fell_back and errors["validation"][0] > _OVERFITTED * errors["fit"][0]:
-            ratio = errors["validation"][0] / errors["fit"][0]
+        if not fell_back and errors["test"][0] > _OVERFITTED * errors["fit"][0]:
+            ratio = errors["test"][0] / errors["fit"][0]
             warnings.append(
-                f"the pilot batch is small: the error on validation samples is {ratio:.1f} times that "
-                "on those fitted to; give more samples="
+                f"the pilot batch is small: the error on test samples is {ratio:.1f} times that on "
+                "those fitted to; give more samples="
+            )
+        if len(pilots.validation) < _FEWEST:
+            warnings.append(
+                f"the pilot batch is small: {len(pilots.validation)} samples choose among candidates; "
+                "give more samples="
             )
         if len(pilots.fit) * d < 4 * self.steps * (self.steps + 3):
             warnings.append(
@@ -219,6 +225,12 @@ def _cost(candidate: _Candidate) -> float:
 
 def _gain(own: Array, other: Array) -> tuple[float, float, float]:
     """Ratio of root mean squares, and the ends of its 95 % interval, by bootstrap over samples."""
+    if not other.any():
+        raise SolveError(
+            "the default makes no error at all on the test samples: there is nothing to gain, or "
+            "metric= does not tell solvers apart"
+        )
+    other = np.maximum(other, np.finfo(np.float64).tiny)  # that of a sample may be 0
     drawn = np.random.default_rng(0).integers(len(own), size=(_BOOTSTRAPS, len(own)))
     ratios = np.sqrt(own[drawn].mean(1) / other[drawn].mean(1))
     low, high = np.quantile(ratios, [0.025, 0.975])

@@ -63,6 +63,8 @@ class Coefficients:
                     f"noise must be {n} standard deviations, or rows of them, from 0 on"
                 )
         numbers = [self.sigmas, self.told, self.keep, *weights]
+        if self.noise is not None:
+            numbers.append(self.noise)
         if self.stage is not None:
             object.__setattr__(self, "stage", np.array(self.stage, dtype=np.float64))
             if self.stage.shape[:2] != (n, 3) or self.noise is None:
@@ -77,6 +79,21 @@ class Coefficients:
     def steps(self) -> int:
         """Number of steps."""
         return len(self.weights)
+
+    @property
+    def directions(self) -> int | None:
+        """Number of directions, if anything has a number for each.
+
+        Raises:
+            ValueError: If two things have them for different numbers.
+        """
+        rows = [row for row in self.weights if row.ndim == 2]
+        rows += [v for v in (self.keep, self.noise) if v is not None and v.ndim == 2]
+        rows += [self.stage] if self.stage is not None and self.stage.ndim == 3 else []
+        found = {row.shape[-1] for row in rows}
+        if len(found) > 1:
+            raise ValueError(f"there are numbers for {sorted(found)} directions")
+        return found.pop() if found else None
 
 
 class Calibrated(LinearScheme):
