@@ -352,7 +352,7 @@ def draw(lines: dict[str, Record], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("RMS error")
-    axes[1].legend(frameon=False, loc="upper right")
+    axes[1].legend(frameon=False, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
